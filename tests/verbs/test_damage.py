@@ -136,6 +136,18 @@ def test_a_damaged_store_is_an_error_that_names_the_place(copy, file, keys, valu
     with pytest.raises(StoreError) as error:
         everything(store)
     one_line(error, str(store))
+    assert told(lambda: TileStore(store).check("one")) == told(
+        lambda: TileStore(store).slide("one")
+    )
+
+
+def told(use):
+    """What an error of a store says; empty if there is none."""
+    try:
+        use()
+    except StoreError as error:
+        return str(error)
+    return ""
 
 
 def test_positions_that_are_gone_are_not_all_zero(copy):

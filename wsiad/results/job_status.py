@@ -224,9 +224,13 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
 
 
 def _readable(store: TileStore, broken: list[str]) -> set[str]:
-    """Return the slides whose groups can be opened; what is wrong with others goes to a list."""
-    names = store.names(failed=True)
-    return {name for name in names if _tried(partial(store.slide, name), broken) is not None}
+    """Return the slides whose groups are whole; what is wrong with others goes to a list."""
+
+    def whole(name: str) -> bool:
+        store.check(name)
+        return True
+
+    return {name for name in store.names(failed=True) if _tried(partial(whole, name), broken)}
 
 
 def _reasons(table: Mapping[str, SlideRow], status: str, *, without: set[str]) -> dict[str, str]:

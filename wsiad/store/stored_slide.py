@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -333,30 +335,60 @@ def open_slide_group(name: str, folder: Path, *, store: Path) -> StoredSlide:
     StoreError
         The group is damaged.
     """
-    try:
-        facts = slide_facts(folder)
+    facts, reader = check_slide_group(name, folder, store=store)
+    with _damage_of(name, folder, store=store):
         group = open_group(folder)
-        whole = facts.get("pixels", True)
-        reader = ShardReader.of(folder / "tiles") if whole else None
-        if not whole:
-            found: tuple[int, ...] = (facts["tiles"], *[facts["grid"]["tile_px"]] * 2, 3)
-        elif reader is not None:
-            found = (reader.count, *reader.shape[1:])
-        else:
-            found = array_shape(group, "tiles", folder=folder, kind="uint8")
+    return StoredSlide(name=name, group=group, facts=facts, folder=folder, reader=reader)
+
+
+def check_slide_group(
+    name: str, folder: Path, *, store: Path
+) -> tuple[dict[str, Any], ShardReader | None]:
+    """Check the facts that a slide's group states, and the shape of its tiles.
+
+    Tiles of wsiad's layout are checked without zarr, which takes longer than all else.
+
+    Returns
+    -------
+    dict
+        The facts.
+    ShardReader or None
+        Reader of the tiles; ``None`` if only zarr can read them.
+
+    Raises
+    ------
+    StoreError
+        The group is damaged.
+    """
+    with _damage_of(name, folder, store=store):
+        facts = slide_facts(folder)
         shape = (facts["tiles"], *[facts["grid"]["tile_px"]] * 2, 3)
-        fault = "" if found == shape else f"its tiles have the shape {found}, not {shape}"
+        if not facts.get("pixels", True):
+            return facts, None
+        if reader := ShardReader.of(folder / "tiles"):
+            found: tuple[int, ...] = (reader.count, *reader.shape[1:])
+        else:
+            found = array_shape(open_group(folder), "tiles", folder=folder, kind="uint8")
+        if found != shape:
+            raise ValueError(f"its tiles have the shape {found}, not {shape}")
+    return facts, reader
+
+
+@contextlib.contextmanager
+def _damage_of(name: str, folder: Path, *, store: Path) -> Iterator[None]:
+    """Say of what is damaged in a slide's group which slide it is, and the remedy."""
+    try:
+        yield
+        return
     except StoreError as error:  # with the remedy of this slide in place of its own
         fault = f"{error.subject}: {error.problem}"
     except (OSError, ValueError) as error:
         fault = " ".join(str(error).split())
-    if fault:
-        raise StoreError(
-            f"the group of slide {name!r} is damaged: {fault}",
-            subject=str(store),
-            remedy=f"Delete {folder} and tile the slide again.",
-        )
-    return StoredSlide(name=name, group=group, facts=facts, folder=folder, reader=reader)
+    raise StoreError(
+        f"the group of slide {name!r} is damaged: {fault}",
+        subject=str(store),
+        remedy=f"Delete {folder} and tile the slide again.",
+    )
 
 
 def _fault(name: str, values: npt.NDArray[Any]) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,18 +259,38 @@ class TileStore:
         """
         from wsiad.store.stored_slide import open_slide_group
 
+        self._check_there(name)
+        stored = open_slide_group(name, self.folder(name), store=self.path)
+        self._check_digest(name, stored.facts)
+        return stored
+
+    def check(self, name: str) -> None:
+        """Check a slide's group as :meth:`slide` does, without the time that zarr takes.
+
+        Raises
+        ------
+        StoreError, StoreMismatchError
+            As :meth:`slide`.
+        """
+        from wsiad.store.stored_slide import check_slide_group
+
+        self._check_there(name)
+        facts, _ = check_slide_group(name, self.folder(name), store=self.path)
+        self._check_digest(name, facts)
+
+    def _check_there(self, name: str) -> None:
         if name not in self:
             raise StoreError(
                 f"holds no slide {name!r}", subject=str(self.path), remedy="Tile it first."
             )
-        stored = open_slide_group(name, self.folder(name), store=self.path)
-        if stored.facts.get("digest") != self.digest:
+
+    def _check_digest(self, name: str, facts: Mapping[str, Any]) -> None:
+        if facts.get("digest") != self.digest:
             raise StoreMismatchError(
                 f"slide {name!r} was prepared with another configuration than the store's",
                 subject=str(self.path),
                 remedy=f"Delete {self.folder(name)} and tile the slide again.",
             )
-        return stored
 
     def __iter__(self) -> Iterator[StoredSlide]:
         return (self.slide(name) for name in self.names())
