@@ -118,9 +118,12 @@ def slides(tmp_path_factory):
 
 def test_the_row_says_so_from_the_slide_and_from_a_store(slides, tmp_path, monkeypatch):
     use_channel(monkeypatch)
+    said = "slides {}; 1 that may have more tissue than was found"
     for _ in range(2):  # the second is resumed
-        rows = wsiad.tile(slides=slides, out=tmp_path / "store", **PLAIN).rows
-        found = {row.slide: (row.status, row.reason) for row in rows}
+        result = wsiad.tile(slides=slides, out=tmp_path / "store", **PLAIN)
+        assert said.format("stored") in result.summary
+        assert "more tissue than was found may be on 1 slide (pale); see" in result.summary
+        found = {row.slide: (row.status, row.reason) for row in result.rows}
         assert found["usual"] == ("ok", "")
         status, reason = found["pale"]
         assert (status, reason.split(" % ")[1]) == ("ok", TOLD)
@@ -131,8 +134,11 @@ def test_the_row_says_so_from_the_slide_and_from_a_store(slides, tmp_path, monke
     run = make_run(tmp_path / "run", size=96, mpp=1.0, tissue={})
     for source in (slides, tmp_path / "store"):
         out = tmp_path / f"results of {source.name}"
-        scored = wsiad.heatmap(run=run, slides=source, out=out, quiet=True).rows
-        assert {row.slide: (row.status, row.reason) for row in scored} == found
+        scored = wsiad.heatmap(run=run, slides=source, out=out, quiet=True)
+        assert {row.slide: (row.status, row.reason) for row in scored.rows} == found
+        assert said.format("scored") in scored.summary
+        first = "1 slide may have tissue outside of the tissue mask, which was not assessed: pale."
+        assert first in (out / "report.html").read_text()
 
 
 def test_it_is_tissue_with_the_options_that_the_row_names(slides, tmp_path):

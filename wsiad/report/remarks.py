@@ -11,7 +11,7 @@ from wsiad.heatmaps.heatmap_task import DetectionOptions, HeatmapRow
 from wsiad.heatmaps.space_options import SpaceOptions
 from wsiad.results.evaluated_truth import Since
 from wsiad.results.identity import ALONE_BECAUSE, DERIVED, STANDARDISED_BY
-from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged
+from wsiad.slides.slide_table import FAILED, OK, UNUSABLE, partly_damaged, partly_masked
 
 if TYPE_CHECKING:
     from wsiad.runs.calibration import Calibration
@@ -32,6 +32,12 @@ def not_assessed(rows: list[HeatmapRow]) -> Iterator[str]:
         yield (
             f"{_were(len(damaged))} not assessed where the file is damaged: {', '.join(damaged)}. "
             "These parts are hatched in the pictures."
+        )
+    if masked := [row.slide for row in partly_masked(rows)]:
+        yield (
+            f"{counted(len(masked), 'slide')} may have tissue outside of the tissue mask, which "
+            f"was not assessed: {', '.join(masked)}. The notes on each say how much, and what to "
+            "do."
         )
     if some := [row for row in rows if row.unusable and row.status != UNUSABLE]:
         windows = sum(row.unusable for row in some)

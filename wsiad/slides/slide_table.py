@@ -26,6 +26,8 @@ ROWS_AGAIN = "Run the command that made the store again: it keeps the tiles and 
 
 DAMAGED_THERE = "not assessed, as the file is damaged there"
 """Words in the reason of a slide whose damaged parts were left out."""
+NOT_IN_MASK = "of what may be tissue is not in its mask"
+"""Words in the reason of a slide whose mask may lack much of the tissue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,11 @@ def partly_damaged(rows: Iterable[SlideRow]) -> list[SlideRow]:
     return [row for row in rows if row.status != FAILED and DAMAGED_THERE in row.reason]
 
 
+def partly_masked(rows: Iterable[SlideRow]) -> list[SlideRow]:
+    """Return the rows of the slides that were used, and whose masks may lack much of the tissue."""
+    return [row for row in rows if row.status != FAILED and NOT_IN_MASK in row.reason]
+
+
 def outcome(rows: Sequence[SlideRow], done: str) -> str:
     """Return a line on the fate of slides, such as ``"1 of 3 slides scored; 2 unusable"``."""
     counts = Counter(row.status for row in rows)
@@ -202,5 +209,7 @@ def outcome(rows: Sequence[SlideRow], done: str) -> str:
     rest = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
     if damaged := partly_damaged(rows):
         rest.append(f"{len(damaged)} with damaged parts left out")
+    if masked := partly_masked(rows):
+        rest.append(f"{len(masked)} that may have more tissue than was found")
     number = counted(len(rows), "slide")
     return "; ".join([f"{counts[OK]} of {number} {done}", *rest])

@@ -18,6 +18,7 @@ from wsiad.slides.slide_table import (
     failures,
     outcome,
     partly_damaged,
+    partly_masked,
     unusable,
 )
 from wsiad.store.tile_task import TileRow
@@ -72,7 +73,7 @@ class TileResult(BatchResult[TileRow]):
 
     @property
     def summary(self) -> str:
-        """Lines on what was made, where to look, and slides whose damaged parts were left out."""
+        """Lines on what was made, where to look, and slides of which parts were left out."""
         if self.preview:
             return self.preview.summary
         tiles = sum(row.tiles for row in self.rows)
@@ -82,6 +83,8 @@ class TileResult(BatchResult[TileRow]):
         ]
         if names := [row.slide for row in partly_damaged(self.rows)]:
             lines.append(f"damaged parts were left out of {listed(names)}")
+        if names := [row.slide for row in partly_masked(self.rows)]:
+            lines.append(f"more tissue than was found may be on {listed(names)}; see their reasons")
         return "\n".join(lines)
 
     @property

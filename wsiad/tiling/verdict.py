@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from wsiad.slides.slide_table import DAMAGED_THERE
+from wsiad.slides.slide_table import DAMAGED_THERE, NOT_IN_MASK
 from wsiad.tiling.plan import SlidePlan, select
 from wsiad.tissue.quality import LeftOut, Reason
 from wsiad.tissue.unseen import Unseen
@@ -87,9 +87,9 @@ def colourless_note(share: float) -> str:
     if not share:
         return ""
     return (
-        f"{_percent(share)} of what may be tissue is not in its mask: beside tissue it is darker "
-        "than glass, without the colour of a stain. If the overview shows tissue there, tile with "
-        "--tissue-saturation-min 0.02 --tissue-glass-margin 0.02"
+        f"{_percent(share)} {NOT_IN_MASK}: beside tissue it is darker than glass, without the "
+        "colour of a stain. If the overview shows tissue there, tile with --tissue-saturation-min "
+        "0.02 --tissue-glass-margin 0.02"
     )
 
 
