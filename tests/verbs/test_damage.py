@@ -112,6 +112,8 @@ WSIAD = ("attributes", "wsiad")
         ("one/zarr.json", [*WSIAD, "slide", "spacing_um"], [1e308, 1]),
         ("one/zarr.json", [*WSIAD, "status"], "fine"),
         ("one/zarr.json", ["node_type"], "array"),
+        ("one/zarr.json", ["consolidated_metadata"], {"kind": "inline"}),
+        ("one/zarr.json", ["unknown"], 1),
         ("one/zarr.json", [], b"\xff\xff"),
         ("zarr.json", ["attributes"], None),
         ("zarr.json", [*WSIAD, "preparation"], 3),

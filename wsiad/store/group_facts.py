@@ -28,6 +28,9 @@ _MOST_CHUNK_BYTES = 256 << 20
 
 _MADE_AGAIN = "Delete its folder, and run the command that made it again."
 
+_GROUP_KEYS = {"attributes", "zarr_format", "node_type"}
+"""Metadata of a group as wsiad writes them."""
+
 _Count = Annotated[int, pydantic.Field(ge=0, le=2**31, strict=True)]
 _Pixels = Annotated[int, pydantic.Field(ge=1, le=2**31, strict=True)]
 _Edge = Annotated[int, pydantic.Field(ge=1, le=2**15, strict=True)]
@@ -132,6 +135,8 @@ def group_facts(folder: Path) -> dict[str, Any]:
     if values.get("zarr_format") != 3 or values.get("node_type") != "group":
         problem = "is not the metadata of a zarr v3 group"
         raise StoreError(problem, subject=str(path), remedy=_MADE_AGAIN)
+    if values.keys() - _GROUP_KEYS:
+        open_group(folder)  # zarr alone knows what it refuses of other metadata
     if not isinstance(facts, dict):
         raise StoreError("has no attributes of wsiad", subject=str(path), remedy=_MADE_AGAIN)
     return facts
