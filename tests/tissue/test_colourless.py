@@ -1,6 +1,7 @@
 """Parts beside the tissue that are dark and without colour may be tissue, and the row says so."""
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -11,6 +12,7 @@ from support.runs import make_run, use_channel
 from wsiad.core.errors import StoreError
 from wsiad.core.files import read_json, write_json
 from wsiad.store.tile_store import TileStore
+from wsiad.tiling.verdict import colourless_note
 from wsiad.tissue import artefacts
 from wsiad.tissue.mask import segment
 from wsiad.tissue.tissue_options import TissueOptions
@@ -146,6 +148,74 @@ def test_it_is_tissue_with_the_options_that_the_row_names(slides, tmp_path):
     (more,) = wsiad.tile(slides=slides / "pale.tif", out=tmp_path / "b", tissue=MORE, **PLAIN).rows
     assert (more.status, more.reason) == ("ok", "")
     assert more.tiles > 1.3 * row.tiles
+
+
+PLACES = ", or give the places of tiles with --coords"
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ({"saturation_min": 0.01}, "--tissue-saturation-min 0.01 --tissue-glass-margin 0.02"),
+        ({"glass_margin": 0.01}, "--tissue-saturation-min 0.02 --tissue-glass-margin 0.01"),
+        (
+            MORE,
+            "less than --tissue-saturation-min 0.02 --tissue-glass-margin 0.02" + PLACES,
+        ),
+        (
+            {"saturation_min": 0.01, "glass_margin": 0.015},
+            "less than --tissue-saturation-min 0.01 --tissue-glass-margin 0.015" + PLACES,
+        ),
+    ],
+)
+def test_the_remedy_is_never_what_was_given(given, remedy):
+    note = colourless_note(0.25, TissueOptions(**given))
+    assert note.endswith(f"If the overview shows tissue there, tile with {remedy}")
+    assert colourless_note(0, TissueOptions(**given)) == ""
+
+
+def test_grey_that_the_options_do_not_find_has_another_remedy(tmp_path, monkeypatch):
+    use_channel(monkeypatch)
+    image = stained(768, 768, glass=96)
+    image[96:-96, 480:-96] = 150  # as silver: no colour at all
+    write_tiff(tmp_path / "silver.tif", image, mpp=1.0)
+    store = tmp_path / "store"
+    (row,) = wsiad.tile(slides=tmp_path / "silver.tif", out=store, tissue=MORE, **PLAIN).rows
+    assert "tile with less than --tissue-saturation-min 0.02 --tissue-glass-margin" in row.reason
+    run = make_run(tmp_path / "run", size=96, mpp=1.0, tissue=MORE)
+    for source in (store, tmp_path / "silver.tif"):
+        out = tmp_path / f"results of {source.name}"
+        (scored,) = wsiad.heatmap(run=run, slides=source, out=out, quiet=True).rows
+        assert scored.reason == row.reason
+
+
+def test_a_slide_whose_mask_is_too_small_for_a_tile_says_what_it_lacks(tmp_path, monkeypatch):
+    use_channel(monkeypatch)
+    image = np.full((768, 768, 3), 243, np.uint8)
+    image[172:212, 100:600] = stained(40, 500)
+    image[212:600, 100:600] = GREY
+    write_tiff(tmp_path / "grey.tif", image, mpp=1.0)
+    result = wsiad.tile(slides=tmp_path / "grey.tif", out=tmp_path / "store", **PLAIN)
+    (row,) = result.rows
+    assert (row.status, row.tiles) == ("unusable", 0)
+    assert "no tile holds enough" in row.reason
+    assert row.reason.endswith(TOLD)
+    run = make_run(tmp_path / "run", size=96, mpp=1.0, tissue={}, min_coverage=0.5)
+    for source in (tmp_path / "grey.tif", tmp_path / "store"):
+        out = tmp_path / f"results of {source.name}"
+        (scored,) = wsiad.heatmap(run=run, slides=source, out=out, quiet=True).rows
+        assert scored.status == "unusable"
+        assert scored.reason.endswith(TOLD)
+
+
+def test_places_that_were_given_lack_nothing_by_the_mask(slides, tmp_path):
+    (tmp_path / "coords").mkdir()
+    with h5py.File(tmp_path / "coords/pale.h5", "w") as file:
+        coords = file.create_dataset("coords", data=np.array([[100, 100], [550, 300]]))
+        coords.attrs["patch_size_level0"] = 96
+    places = {"slides": slides / "pale.tif", "coords": tmp_path / "coords", **PLAIN}
+    (row,) = wsiad.tile(out=tmp_path / "store", **places).rows
+    assert (row.status, row.reason, row.tiles) == ("ok", "", 2)
 
 
 def test_a_damaged_share_is_refused(slides, tmp_path):

@@ -26,7 +26,7 @@ from wsiad.heatmaps.windows import WindowSource
 from wsiad.runs.calibration import Calibration
 from wsiad.slides.slide_table import NO_TISSUE, OK, UNUSABLE
 from wsiad.tiling.stream import Example
-from wsiad.tiling.verdict import colourless_note, damage_note, missing_note
+from wsiad.tiling.verdict import damage_note, missing_note
 from wsiad.tissue.quality import LeftOut, Reason, in_words
 
 MAX_PIXELS = 100_000_000
@@ -357,8 +357,8 @@ def notes(source: WindowSource, scored: Scored) -> Iterator[str]:
         yield f"{counted(missing, 'window')} left out: the slide has no pixels there"
     if scored.heatmap and (why := missing_note(source.missing_share)):
         yield why
-    if scored.heatmap and (why := colourless_note(source.colourless_share)):
-        yield why
+    if source.mask_note:
+        yield source.mask_note
     share = float(source.damaged.mean()) if source.damaged is not None else 0.0
     if why := damage_note(scored.left_out.count(Reason.DAMAGED), share, noun="windows"):
         yield why

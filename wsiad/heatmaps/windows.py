@@ -25,7 +25,7 @@ from wsiad.store.tile_source import StoreTiles
 from wsiad.store.tile_store import TileStore
 from wsiad.tiling.plan import SlidePlan, plan_slide
 from wsiad.tiling.stream import TileBlock, choose_examples, read_again, stream
-from wsiad.tiling.verdict import why_left_out, why_unusable
+from wsiad.tiling.verdict import colourless_note, why_left_out, why_unusable
 from wsiad.tissue.quality import LeftOut, Reason
 from wsiad.tissue.tissue_options import QualityThresholds
 
@@ -347,7 +347,7 @@ class WindowSource:
     damaged: npt.NDArray[np.bool_] | None = None
     scale_note: str = ""
     missing_share: float = 0.0
-    colourless_share: float = 0.0
+    mask_note: str = ""
     whole: WholeTiles | None = None
 
     def scored(
@@ -400,7 +400,7 @@ def slide_windows(task: SlideTask, slide: Slide, spec: InputSpec) -> WindowSourc
         damaged=plan.tissue.damaged,
         scale_note=slide.scale_note,
         missing_share=plan.tissue.missing_share,
-        colourless_share=plan.tissue.colourless_share,
+        mask_note=colourless_note(plan.tissue.colourless_share, task.preparation.tissue),
     )
 
 
@@ -412,7 +412,8 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
     StoreError
         The stored slide is damaged, or its tiles do not fit the detector.
     """
-    slide = TileStore(task.slide.path).slide(task.slide.name)
+    store = TileStore(task.slide.path)
+    slide = store.slide(task.slide.name)
     grid = store_grid(slide, spec, task.options.stride)
     thresholds = task.preparation.quality
     mask = slide.column("mask")
@@ -438,7 +439,9 @@ def stored_windows(task: SlideTask, spec: InputSpec) -> WindowSource:
         damaged=slide.column("damaged_mask") if "damaged_mask" in slide.group else None,
         scale_note=slide.facts["slide"].get("spacing_note", ""),
         missing_share=slide.facts["tissue"].get("missing_share", 0.0),
-        colourless_share=slide.facts["tissue"].get("colourless_share", 0.0),
+        mask_note=colourless_note(
+            slide.facts["tissue"].get("colourless_share", 0.0), store.preparation.tissue
+        ),
         whole=whole_tiles(slide, grid, thresholds=thresholds),
     )
 

@@ -198,7 +198,7 @@ def partly_damaged(rows: Iterable[SlideRow]) -> list[SlideRow]:
 
 
 def partly_masked(rows: Iterable[SlideRow]) -> list[SlideRow]:
-    """Return the rows of the slides that were used, and whose masks may lack much of the tissue."""
+    """Return the rows of the slides that were read, and whose masks may lack much of the tissue."""
     return [row for row in rows if row.status != FAILED and NOT_IN_MASK in row.reason]
 
 

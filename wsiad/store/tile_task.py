@@ -326,7 +326,9 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
         if missing and len(stored)
         else "",
         missing_note(stored.facts["tissue"].get("missing_share", 0.0)) if len(stored) else "",
-        colourless_note(stored.facts["tissue"].get("colourless_share", 0.0)) if len(stored) else "",
+        colourless_note(
+            stored.facts["tissue"].get("colourless_share", 0.0), store.preparation.tissue
+        ),
         damage_note(damaged["tiles"], damaged["share"], noun="tiles"),
         f"tiles that fail the thresholds, {kept}: {why}" if (why := in_words(unusable)) else "",
     ]

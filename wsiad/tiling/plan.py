@@ -258,6 +258,7 @@ def plan_slide(
             corners = _outlined(coordinates, slide, lattice, tissue=tissue, min_coverage=least)
         else:
             corners = read_corners(coordinates, scaled, tile=grid.tile)
+            tissue = replace(tissue, colourless_share=0.0)  # its mask places no tile
         rows, columns, outside = _placed(grid, corners)
         if outside and not len(rows):
             raise InputError("is completely outside of the slide", subject=str(coordinates))

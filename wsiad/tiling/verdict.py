@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from wsiad.slides.slide_table import DAMAGED_THERE, NOT_IN_MASK
 from wsiad.tiling.plan import SlidePlan, select
 from wsiad.tissue.quality import LeftOut, Reason
+from wsiad.tissue.tissue_options import TissueOptions
 from wsiad.tissue.unseen import Unseen
+
+_PALE = 0.02
+"""Saturation, and its margin above the glass's, that find much of the pale tissue
+(``docs/quality.md``)."""
 
 
 def why_unusable(plan: SlidePlan, left_out: LeftOut, *, noun: str = "tile") -> str:
@@ -82,14 +87,30 @@ def missing_note(share: float) -> str:
     )
 
 
-def colourless_note(share: float) -> str:
-    """Return a note on the share (0 to 1) of what may be tissue beside the mask; empty if 0."""
+def colourless_note(share: float, options: TissueOptions) -> str:
+    """Return a note on what may be tissue beside the mask; empty if there is little.
+
+    Parameters
+    ----------
+    share : float
+        Share of it, 0 to 1; see :func:`wsiad.tissue.unseen.colourless_share`.
+    options : TissueOptions
+        Options of the mask: the remedy is none of those.
+    """
     if not share:
         return ""
+    least, margin = options.saturation_min, options.glass_margin
+    if max(least, margin) > _PALE:
+        least, margin = min(least, _PALE), min(margin, _PALE)
+        remedy = f"tile with --tissue-saturation-min {least:g} --tissue-glass-margin {margin:g}"
+    else:
+        remedy = (
+            f"tile with less than --tissue-saturation-min {least:g} --tissue-glass-margin "
+            f"{margin:g}, or give the places of tiles with --coords"
+        )
     return (
         f"{_percent(share)} {NOT_IN_MASK}: beside tissue it is darker than glass, without the "
-        "colour of a stain. If the overview shows tissue there, tile with --tissue-saturation-min "
-        "0.02 --tissue-glass-margin 0.02"
+        f"colour of a stain. If the overview shows tissue there, {remedy}"
     )
 
 
