@@ -229,8 +229,14 @@ def test_without_its_table_a_store_has_no_healthy_slides(store, caplog):
     assert [slide.name for slide in used] == ["s0"]
     assert skipped["s2"] == skipped["t0"] == NO_ROW
     assert "slides without a row are not trained on: 2 (s2, t0)" in caplog.text
-    assert (
-        "slides.csv has no row of 2 slides (s2, t0), which have tiles: their labels" in caplog.text
+    assert "slides.csv has no row of 2 slides that the store holds (s2, t0): their" in caplog.text
+    caplog.clear()
+    table.write_text("".join(line for line in lines if not line.startswith("t0,")))
+    assert "t0" in TileStore(store).names()
+    assert caplog.records[0].message == (
+        f"{table} has no row of 1 slide that the store holds (t0): its label is not known, nor "
+        "whether it failed when tiled last. If the command that made the store is not still "
+        "running, run it again: it keeps what is stored and writes the rows."
     )
 
 
@@ -239,9 +245,10 @@ def test_whoever_reads_a_store_without_its_table_is_told_once_what_is_lost(store
     table = store / "slides.csv"
     table.unlink()
     said = (
-        f"{table} is not there, so there is no row of 5 slides (s0, s1, s2 …), which have tiles: "
-        "their labels are not known, nor whether they failed when they were tiled last. Run the "
-        "command that made the store again: it keeps the tiles and writes the rows."
+        f"{table} is not there, so there is no row of 5 slides that the store holds (s0, s1, s2 "
+        "…): their labels are not known, nor whether they failed when tiled last. If the command "
+        "that made the store is not still running, run it again: it keeps what is stored and "
+        "writes the rows."
     )
     readers = [
         lambda: wsiad.score_tiles(run=run, store=store, out=tmp_path / "scores", quiet=True),

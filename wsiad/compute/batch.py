@@ -271,7 +271,7 @@ def run_batch(
     row : type
         Class of the rows.
     table : SlideTable
-        Table that gets every row within about a second.
+        Table that gets the rows, at most once a second and at the end.
     options : ComputeOptions
         Number of slides that are processed at the same time, and the place.
     label : str

@@ -21,8 +21,11 @@ REPORT = "report.html"
 
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 
-ROWS_AGAIN = "Run the command that made the store again: it keeps the tiles and writes the rows."
-"""Remedy for slides of a store that have tiles and no row."""
+ROWS_AGAIN = (
+    "If the command that made the store is not still running, run it again: it keeps what is "
+    "stored and writes the rows."
+)
+"""Remedy for slides of a store that have no row in its table."""
 
 DAMAGED_THERE = "not assessed, as the file is damaged there"
 """Words in the reason of a slide whose damaged parts were left out."""

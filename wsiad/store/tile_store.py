@@ -15,7 +15,7 @@ import pydantic
 from wsiad.core.errors import StoreError, StoreMismatchError
 from wsiad.core.files import new_file, write_json
 from wsiad.core.ownership import clear_leftovers, discard, refuse_foreign
-from wsiad.core.terminal import counted, first_of
+from wsiad.core.terminal import by_number, counted, first_of
 from wsiad.core.typed_files import first_fault
 from wsiad.slides.folder_kinds import STORE, refuse_other
 from wsiad.slides.slide_table import FAILED, ROWS_AGAIN, SLIDES_TABLE, SlideRow, read_table
@@ -309,11 +309,16 @@ class TileStore:
 @functools.lru_cache(maxsize=16)  # once in a process
 def _warn_of_lost_rows(table: Path, slides: tuple[str, ...]) -> None:
     logger.warning(
-        "%s %s, which have tiles: their labels are not known, nor whether they failed when they "
-        "were tiled last. %s",
+        "%s %s of %s that the store holds (%s): %s when tiled last. %s",
         table,
-        f"{'has no row' if table.exists() else 'is not there, so there is no row'} of "
-        f"{counted(len(slides), 'slide')} ({first_of(slides)})",
+        "has no row" if table.exists() else "is not there, so there is no row",
+        counted(len(slides), "slide"),
+        first_of(slides),
+        by_number(
+            len(slides),
+            "its label is not known, nor whether it failed",
+            "their labels are not known, nor whether they failed",
+        ),
         ROWS_AGAIN,
     )
 
