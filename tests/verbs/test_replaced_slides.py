@@ -250,6 +250,8 @@ def test_whoever_reads_a_store_without_its_table_is_told_once_what_is_lost(store
         "that made the store is not still running, run it again: it keeps what is stored and "
         "writes the rows."
     )
+    (note,) = job_status(store).notes
+    assert note == said.removeprefix(f"{store}/")
     readers = [
         lambda: wsiad.score_tiles(run=run, store=store, out=tmp_path / "scores", quiet=True),
         lambda: wsiad.heatmap(run=run, slides=[store], out=tmp_path / "results", quiet=True),
@@ -267,6 +269,7 @@ def test_whoever_reads_a_store_without_its_table_is_told_once_what_is_lost(store
     tile(tmp_path)
     caplog.clear()
     assert TileStore(store).names() == ["s0", "s2", "t0"]
+    assert not job_status(store).notes
     assert not caplog.text
 
 

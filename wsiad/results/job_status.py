@@ -32,7 +32,15 @@ from wsiad.slides.folder_kinds import (
     what_is,
 )
 from wsiad.slides.inputs import find_slides
-from wsiad.slides.slide_table import FAILED, NO_TISSUE, OK, UNUSABLE, SlideRow, read_table
+from wsiad.slides.slide_table import (
+    FAILED,
+    NO_TISSUE,
+    OK,
+    UNUSABLE,
+    SlideRow,
+    lost_rows,
+    read_table,
+)
 
 if TYPE_CHECKING:
     from wsiad.store.tile_store import TileStore
@@ -174,8 +182,8 @@ def _tried(
 
 def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[str]) -> JobStatus:
     notes: list[str] = []
-    rows = _tried(lambda: read_table(folder / SLIDES_TABLE, SlideRow), broken) or []
-    table = {row.slide: row for row in rows}
+    rows = _tried(lambda: read_table(folder / SLIDES_TABLE, SlideRow), broken)
+    table = {row.slide: row for row in rows or []}
     asked = _asked(folder, config, notes)
     names = {*table, *(asked or ())}
     if kind == STORE:
@@ -202,6 +210,8 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
         prefix = "" if parent == "." else f"{parent}/"
         running |= {f"{prefix}{name}" for name in being_written(place)}
     running = {name for name in running if name in names or asked is None} - complete
+    if kind == STORE and rows is not None and not running and (lost := complete - table.keys()):
+        notes.append(f"{SLIDES_TABLE} {lost_rows(folder / SLIDES_TABLE, sorted(lost))}")
     # One may have what another file of its name left, or failed after it was complete.
     failed = _reasons(table, FAILED, without=running)
     unusable = _reasons(table, UNUSABLE, without=running)

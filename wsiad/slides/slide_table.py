@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_text
 from wsiad.core.ownership import locked
-from wsiad.core.terminal import counted
+from wsiad.core.terminal import by_number, counted, first_of
 from wsiad.core.typed_files import TableKind
 
 SLIDES_TABLE = "slides.csv"
@@ -203,6 +203,20 @@ def partly_damaged(rows: Iterable[SlideRow]) -> list[SlideRow]:
 def partly_masked(rows: Iterable[SlideRow]) -> list[SlideRow]:
     """Return the rows of the slides that were read, and whose masks may lack much of the tissue."""
     return [row for row in rows if row.status != FAILED and NOT_IN_MASK in row.reason]
+
+
+def lost_rows(table: Path, slides: Sequence[str]) -> str:
+    """Return what a store's table lacks, of which slides it has no row, and the remedy."""
+    there = "has no row" if table.exists() else "is not there, so there is no row"
+    unknown = by_number(
+        len(slides),
+        "its label is not known, nor whether it failed",
+        "their labels are not known, nor whether they failed",
+    )
+    return (
+        f"{there} of {counted(len(slides), 'slide')} that the store holds ({first_of(slides)}): "
+        f"{unknown} when tiled last. {ROWS_AGAIN}"
+    )
 
 
 def outcome(rows: Sequence[SlideRow], done: str) -> str:

@@ -15,10 +15,9 @@ import pydantic
 from wsiad.core.errors import StoreError, StoreMismatchError
 from wsiad.core.files import new_file, write_json
 from wsiad.core.ownership import clear_leftovers, discard, refuse_foreign
-from wsiad.core.terminal import by_number, counted, first_of
 from wsiad.core.typed_files import first_fault
 from wsiad.slides.folder_kinds import STORE, refuse_other
-from wsiad.slides.slide_table import FAILED, ROWS_AGAIN, SLIDES_TABLE, SlideRow, read_table
+from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, SlideRow, lost_rows, read_table
 from wsiad.stain.profile import StainProfile
 from wsiad.store.group_facts import group_facts
 from wsiad.tiling.preparation import CompressionOptions, Preparation
@@ -308,19 +307,7 @@ class TileStore:
 
 @functools.lru_cache(maxsize=16)  # once in a process
 def _warn_of_lost_rows(table: Path, slides: tuple[str, ...]) -> None:
-    logger.warning(
-        "%s %s of %s that the store holds (%s): %s when tiled last. %s",
-        table,
-        "has no row" if table.exists() else "is not there, so there is no row",
-        counted(len(slides), "slide"),
-        first_of(slides),
-        by_number(
-            len(slides),
-            "its label is not known, nor whether it failed",
-            "their labels are not known, nor whether they failed",
-        ),
-        ROWS_AGAIN,
-    )
+    logger.warning("%s %s", table, lost_rows(table, slides))
 
 
 def _one_line(error: Exception) -> str:
