@@ -19,6 +19,9 @@ from wsiad.store.dataset import ArrayTiles
 
 PCAM_MPP = Mpp(0.972)
 
+SLIDE_TILES, TUMOUR_TILES_OF_A_SLIDE = 25, 2
+"""Tiles of a slide that is drawn of tiles, as PatchCamelyon names no slides, and of its tumour."""
+
 
 def tile_names(path: Path) -> list[str]:
     """Names of the tiles of a tar, in order."""
@@ -61,6 +64,34 @@ def held_out_and_drawn(
     The held-out tiles are of the first stretch of the tar, the same for all seeds: neighbours
     in it are neighbours in the slide. No slide names are in PatchCamelyon.
     """
+    names, border, drawn = _drawn(path, stop=stop, fit=fit, seed=seed)
+    chosen = [names[border + i] for i in drawn]
+    return read_named(path, evenly(names[:border], stop)), read_named(path, chosen)
+
+
+def left_over(path: Path, most: int, *, stop: int, fit: int, seed: int) -> np.ndarray:
+    """Tiles of a tar that :func:`held_out_and_drawn` neither holds out nor draws: uint8 (N, …).
+
+    They are drawn by the seed.
+
+    Raises
+    ------
+    InputError
+        There are fewer than ``most``.
+    """
+    names, border, drawn = _drawn(path, stop=stop, fit=fit, seed=seed)
+    others = np.setdiff1d(np.arange(len(names) - border), drawn)
+    if len(others) < most:
+        raise InputError(
+            f"has {len(others)} tiles that nothing is fitted on, fewer than {most}",
+            subject=str(path),
+        )
+    again = np.random.default_rng([seed, fit, most]).choice(others, most, replace=False)
+    return read_named(path, [names[border + i] for i in np.sort(again)])
+
+
+def _drawn(path: Path, *, stop: int, fit: int, seed: int) -> tuple[list[str], int, np.ndarray]:
+    """Names of a tar, the end of its first stretch, and sorted positions after it to fit on."""
     names = tile_names(path)
     border = len(names) * stop // (stop + fit)
     if border < stop or len(names) - border < fit:
@@ -69,8 +100,7 @@ def held_out_and_drawn(
             subject=str(path),
         )
     drawn = np.random.default_rng([seed, fit]).choice(len(names) - border, fit, replace=False)
-    chosen = [names[border + i] for i in np.sort(drawn)]
-    return read_named(path, evenly(names[:border], stop)), read_named(path, chosen)
+    return names, border, np.sort(drawn)
 
 
 def stretches(tiles: np.ndarray, stop: int) -> HealthyTiles:
@@ -96,6 +126,44 @@ def as_anomalies(tiles: np.ndarray) -> AnomalousTiles:
     """Tumour tiles as a detector takes them, each as of a slide of its own: it is not known."""
     slides = tuple(str(number) for number in range(len(tiles)))
     return AnomalousTiles((AnomalyType("tumor", ArrayTiles(tiles), slides),))
+
+
+def healthy_among(tumour_tiles: int) -> int:
+    """Return the number of healthy tiles that :func:`as_slides` needs beside so many of tumour."""
+    return -(-tumour_tiles // TUMOUR_TILES_OF_A_SLIDE) * SLIDE_TILES - tumour_tiles
+
+
+def as_slides(tumour: np.ndarray, healthy: np.ndarray) -> AnomalousTiles:
+    """Drawn slides of ``SLIDE_TILES`` tiles, a few of tumour: labels of slides alone.
+
+    ``healthy`` holds :func:`healthy_among` tiles; the last slide has the fewest of tumour.
+    """
+    slides = -(-len(tumour) // TUMOUR_TILES_OF_A_SLIDE)
+    of_tumour = np.arange(len(tumour)) // TUMOUR_TILES_OF_A_SLIDE
+    free = SLIDE_TILES - np.bincount(of_tumour, minlength=slides)
+    numbers = np.concatenate([of_tumour, np.repeat(np.arange(slides), free)])
+    names = tuple(map(str, numbers))
+    tiles = ArrayTiles(np.concatenate([tumour, healthy]))
+    return AnomalousTiles((AnomalyType("tumor", tiles, names),))
+
+
+def digits(size: int) -> AnomalousTiles:
+    """Return the handwritten digits of scikit-learn, enlarged: ten labels that are no tissue.
+
+    UCI ML hand-written digits, 1,797 grey pictures of 8 × 8 px; each is of a slide of its own.
+    """
+    from sklearn.datasets import load_digits
+
+    pictures, labels = load_digits(return_X_y=True)
+    small = np.round(pictures * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    types = []
+    for label in range(10):
+        own = small[labels == label]
+        large = np.stack([np.asarray(Image.fromarray(one).resize((size, size))) for one in own])
+        tiles = np.repeat(large[..., None], 3, axis=3)
+        slides = tuple(f"{label}-{number}" for number in range(len(own)))
+        types.append(AnomalyType(f"digit {label}", ArrayTiles(tiles), slides))
+    return AnomalousTiles(tuple(types))
 
 
 def centre(tiles: np.ndarray, size: int) -> np.ndarray:

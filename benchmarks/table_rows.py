@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -18,7 +18,7 @@ from wsiad.core.errors import ConfigError
 from wsiad.core.files import checked_name
 from wsiad.detectors import registry
 from wsiad.detectors._perceptual import PerceptualOptions
-from wsiad.learning.training_options import LoopOptions
+from wsiad.learning.training_options import LoopOptions, TrimmingOptions
 from wsiad.networks.pixel_features import PIXELS
 from wsiad.runs.presets import load_preset, preset_names
 
@@ -32,6 +32,9 @@ HEALTHY_ONLY, LABELLED, TRAINED, SUM = "healthy-only", "labelled", "trained", "s
 PUBLISHED = "published"
 KINDS = (HEALTHY_ONLY, LABELLED, TRAINED, PUBLISHED, SUM)
 """Kinds of rows, in the order in which they are run."""
+
+
+Labels = Literal["tiles", "slides", "digits"]
 
 
 class Variant(Config):
@@ -58,6 +61,9 @@ class Measured(Config):
     """Name of the pretrained weights, as for :class:`Variant`."""
     score_tiles: Annotated[int, pydantic.Field(gt=0)] | None = None
     """Bound on the tiles of each kind that are scored, for methods that take seconds for each."""
+    labels: Labels = "tiles"
+    """What a method that needs labels learns from: tumour tiles, slides that are drawn of tiles and
+    hold them among healthy ones, or scikit-learn's digits, a reference set that is no tissue."""
     left_out: str = ""
     """Reason why the preset is not measured here."""
 
@@ -87,6 +93,11 @@ class Row:
         Whether the bounds on trainings hold for it.
     score_tiles : int or None
         Bound on the tiles of each kind that are scored.
+    labels : str
+        What it learns from beside healthy tiles; see :class:`Measured`. ``labelled`` is false for
+        digits, of which all are given.
+    trimming : TrimmingOptions or None
+        Tiles of the fit to leave out.
     """
 
     name: str
@@ -99,6 +110,8 @@ class Row:
     labelled: bool = False
     bounded: bool = False
     score_tiles: int | None = None
+    labels: Labels = "tiles"
+    trimming: TrimmingOptions | None = None
 
 
 Key = tuple[str, int | None, int]
@@ -175,8 +188,17 @@ def read_published(path: Path) -> tuple[list[Row], dict[str, str]]:
             options={**preset.options, **measured.options},
             weights=measured.weights or preset.weights,
         )
-        own = replace(_row(name, variant), kind=PUBLISHED, score_tiles=measured.score_tiles)
-        rows.append(replace(own, bounded=own.bounded or own.labelled))
+        own = _row(name, variant)
+        own = replace(
+            own,
+            kind=PUBLISHED,
+            bounded=own.bounded or own.labelled,
+            score_tiles=measured.score_tiles,
+            labels=measured.labels,
+            labelled=own.labelled and measured.labels != "digits",
+            trimming=preset.trimming,
+        )
+        rows.append(own)
     return rows, left_out
 
 

@@ -22,9 +22,13 @@ import torch
 from pcam import (
     PCAM_MPP,
     as_anomalies,
+    as_slides,
     centre,
+    digits,
     drawn_anomalies,
+    healthy_among,
     held_out_and_drawn,
+    left_over,
     read_tar,
 )
 from sklearn.metrics import roc_auc_score
@@ -35,7 +39,16 @@ from wsiad.core.errors import DetectorError, InputError, RunError
 from wsiad.core.files import atomic_file, fingerprint, write_json
 from wsiad.core.geometry import TilePx
 from wsiad.detectors import registry
-from wsiad.learning.detector import Budget, Detector, FitContext, HealthyTiles, InputSpec
+from wsiad.learning.detector import (
+    AnomalousTiles,
+    Budget,
+    Detector,
+    FitContext,
+    FitReport,
+    HealthyTiles,
+    InputSpec,
+)
+from wsiad.learning.trimming import fit_trimmed
 from wsiad.networks.weights import SHIPPED_FILE
 from wsiad.store.dataset import ArrayTiles
 
@@ -114,6 +127,11 @@ def made_of(case: Case, setting: Setting) -> dict[str, Any]:
         "tiles": [setting.fit_tiles, setting.stop_tiles, setting.scored(case.row)],
         "budget": [budget.max_steps, budget.max_minutes] if case.row.bounded else None,
     }
+    # Where there are none, as in tables of before there could be.
+    if case.row.labels != "tiles":
+        depends["labels"] = case.row.labels
+    if case.row.trimming:
+        depends["trimming"] = case.row.trimming.model_dump()
     # As JSON has it: its keys are texts.
     as_json: dict[str, Any] = json.loads(json.dumps(depends))
     return as_json
@@ -190,13 +208,12 @@ def _figures(case: Case, setting: Setting) -> tuple[dict[str, Any], dict[str, np
     held_out, drawn = held_out_and_drawn(
         setting.tar("train_normal"), stop=setting.stop_tiles, fit=setting.fit_tiles, seed=seed
     )
-    anomalies = None
-    if case.anomalies:
-        tumour = read_tar(setting.tar("train_tumour"), None)
-        anomalies = as_anomalies(drawn_anomalies(tumour, case.anomalies, seed=seed)[0])
     cls = registry.load(row.detector)
     options = build(cls.Options, row.options)
-    detector = cls(options, InputSpec(TilePx(options.input_px or setting.input_px), PCAM_MPP))
+
+    def unfitted() -> Detector:
+        return cls(options, InputSpec(TilePx(options.input_px or setting.input_px), PCAM_MPP))
+
     with tempfile.TemporaryDirectory() as folder:
         context = FitContext(
             seed=seed,
@@ -205,11 +222,12 @@ def _figures(case: Case, setting: Setting) -> tuple[dict[str, Any], dict[str, np
             budget=setting.budget_of(row),
             weights=setting.weights[row.weights],
             quiet=True,
-            anomalies=anomalies,
+            anomalies=_anomalies(case, setting),
         )
-        healthy = HealthyTiles(ArrayTiles(drawn), ArrayTiles(held_out))
         with _minutes_of(context.device):
-            report, fit_time = _timed(lambda: detector.fit(healthy, context))
+            (detector, report), fit_time = _timed(
+                lambda: _fitted(unfitted, drawn, held_out, row=row, context=context)
+            )
     most = setting.scored(row)
     asked = [
         held_out[: row.score_tiles],
@@ -229,6 +247,50 @@ def _figures(case: Case, setting: Setting) -> tuple[dict[str, Any], dict[str, np
         "weights": notes,
         "failure": None,
     }, named
+
+
+def _anomalies(case: Case, setting: Setting) -> AnomalousTiles | None:
+    """Return the labelled tiles that a case learns from."""
+    if case.row.labels == "digits":
+        return digits(setting.input_px)
+    if not case.anomalies:
+        return None
+    tumour = read_tar(setting.tar("train_tumour"), None)
+    tumour, _ = drawn_anomalies(tumour, case.anomalies, seed=case.seed)
+    if case.row.labels == "tiles":
+        return as_anomalies(tumour)
+    healthy = left_over(
+        setting.tar("train_normal"),
+        healthy_among(len(tumour)),
+        stop=setting.stop_tiles,
+        fit=setting.fit_tiles,
+        seed=case.seed,
+    )
+    return as_slides(tumour, healthy)
+
+
+def _fitted(
+    unfitted: Callable[[], Detector],
+    drawn: np.ndarray,
+    held_out: np.ndarray,
+    *,
+    row: Row,
+    context: FitContext,
+) -> tuple[Detector, FitReport]:
+    """Return a fitted detector and its report; a trimming takes all tiles for one slide's."""
+    stop = ArrayTiles(held_out)
+    if not row.trimming:
+        detector = unfitted()
+        return detector, detector.fit(HealthyTiles(ArrayTiles(drawn), stop), context)
+    trimmed = fit_trimmed(
+        unfitted,
+        {"all": len(drawn)},
+        lambda kept: ArrayTiles(drawn[kept["all"]]),
+        stop=stop,
+        context=context,
+        options=row.trimming,
+    )
+    return trimmed.detector, trimmed.report
 
 
 def _scored(detector: Detector, parts: list[np.ndarray]) -> tuple[list[np.ndarray], dict]:

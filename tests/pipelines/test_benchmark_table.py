@@ -18,7 +18,10 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from wsiad.core.errors import ConfigError, InputError
+from wsiad.core.geometry import TilePx
 from wsiad.detectors import registry
+from wsiad.learning.detector import FitContext, InputSpec
+from wsiad.learning.training_options import TrimmingOptions
 from wsiad.runs.presets import preset_names
 
 ROOT = Path(__file__).parents[2]
@@ -461,6 +464,72 @@ def test_published_systems_are_all_measured_or_have_a_reason():
     assert [by_name[name].bounded for name in ("ae-l2", "outlier-exposure", "padim")] == [
         True, True, False,
     ]  # fmt: skip
+
+
+def test_what_published_systems_learn_from():
+    by_name = {row.name: row for row in table_rows.read_published(table.PRESETS)[0]}
+    kinds = {name: row.labels for name, row in by_name.items() if row.labels != "tiles"}
+    assert kinds == {"abmil": "slides", "chowder": "slides", "mil": "slides", "doc": "digits"}
+    # All digits are given, whatever number of tumour tiles is asked for.
+    for name, count in (("mil", 20), ("doc", None), ("devnet", 20), ("ae-l2", None)):
+        (case,) = table_rows.cases(by_name[name], counts=[20], seeds=[0])
+        assert case.anomalies == count
+    assert {name for name, row in by_name.items() if row.trimming} == {"itsr"}
+
+
+def test_drawn_slides_hold_tumour_among_healthy_tiles(material):
+    tumour = np.full((5, 96, 96, 3), 7, np.uint8)
+    needed = pcam.healthy_among(5)
+    assert needed == 3 * 25 - 5
+    (kind,) = pcam.as_slides(tumour, np.zeros((needed, 96, 96, 3), np.uint8)).types
+    tiles = np.concatenate(list(kind.tiles.ordered(8)))
+    found = {}
+    for slide, tile in zip(kind.slides, tiles, strict=True):
+        found.setdefault(slide, []).append(bool(tile.any()))
+    assert {slide: (len(own), sum(own)) for slide, own in found.items()} == {
+        "0": (25, 2), "1": (25, 2), "2": (25, 1),
+    }  # fmt: skip
+    # The healthy ones are neither fitted on nor held out.
+    tar = material / "train_normal.tar"
+    sizes = {"stop": 6, "fit": 12, "seed": 1}
+    taken = np.concatenate(pcam.held_out_and_drawn(tar, **sizes))
+    others = pcam.left_over(tar, 8, **sizes)
+    assert not {tile.tobytes() for tile in taken} & {tile.tobytes() for tile in others}
+    assert len({tile.tobytes() for tile in others}) == 8
+    with pytest.raises(InputError, match="has 8 tiles that nothing is fitted on, fewer than 9"):
+        pcam.left_over(tar, 9, **sizes)
+
+
+def test_digits_are_the_whole_set_in_ten_labels():
+    types = pcam.digits(64).types
+    assert [kind.name for kind in types] == [f"digit {number}" for number in range(10)]
+    assert sum(len(kind.tiles) for kind in types) == 1_797
+    first = next(iter(types[0].tiles.ordered(1)))[0]
+    assert first.shape == (64, 64, 3)
+    assert first.max() > 200
+    assert first.min() == 0
+
+
+def test_a_trimming_leaves_tiles_out_of_all(tmp_path):
+    rng = np.random.default_rng(0)
+    usual = rng.integers(100, 140, (9, 64, 64, 3)).astype(np.uint8)
+    strange = np.kron(rng.integers(0, 2, (3, 4, 4, 3)) * 255, np.ones((1, 16, 16, 1)))
+    mixed = np.insert(usual, [2, 5, 9], strange.astype(np.uint8), axis=0)
+    context = FitContext(
+        seed=0, device=torch.device("cpu"), folder=tmp_path, weights="random", quiet=True
+    )
+    row = table_rows.Row("x", "published", trimming=TrimmingOptions(share=0.25, rounds=2))
+    scores = []
+    for tiles, own in ((mixed, row), (usual, table_rows.Row("x", "published"))):
+        detector, report = table_run._fitted(unfitted, tiles, usual, row=own, context=context)
+        assert report.ended_by == "fitted"
+        scores.append(detector.score(usual))
+    np.testing.assert_array_equal(*scores)
+
+
+def unfitted():
+    cls = registry.load("gaussian")
+    return cls(cls.Options(), InputSpec(TilePx(64), pcam.PCAM_MPP))
 
 
 def test_published_systems_in_a_table_of_their_own(material, tmp_path):
