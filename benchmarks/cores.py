@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -66,15 +65,13 @@ def tiled(path: Path, options: Preparation) -> tuple[int, list[float]]:
     """Return the number of tiles, and seconds of plan, writing and both."""
     target = reference_profile(options.stain.method)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "store"
-        store = TileStore.create(folder, options, target.to_dict())
+        store = TileStore.create(Path(temporary) / "store", options, target.to_dict())
         with open_slide(path) as slide:
             start = time.perf_counter()
             plan = plan_slide(slide, options, target=target)
             planned = time.perf_counter()
             write_slide(store, plan, fingerprint=fingerprint(path))
             end = time.perf_counter()
-        shutil.rmtree(folder)
     return len(plan), [planned - start, end - planned, end - start]
 
 
