@@ -129,17 +129,16 @@ def lsa():
     up = sum(residual(a, b, b, bias=False) for a, b in pairwise(widths[::-1]))
     return {
         "encoder": 9 * 3 * 32 + down + dense(4096, 256) + 2 * 256 + dense(256, 64),
-        "decoder": dense(64, 256) + 2 * 256 + dense(256, 4096) + up + 2 * 32 + 32 * 3,
+        "decoder": dense(64, 256, 4096) + 2 * (256 + 4096) + up + 2 * 32 + 32 * 3,
         "latent": dense(64, *[64 * 32] * 4, 64 * 100),
     }
 
 
 def memae():
+    """The memory is of what the last level makes, and what it returns goes to the next."""
     return {
-        "encoder": convs(3, 3, 64, 128, 128, 256) + convs(1, 256, 256, norm=False),
-        "decoder": convs(1, 256, 256, norm=False)
-        + convs(3, 256, 128, 128, 64)
-        + convs(3, 64, 3, norm=False),
+        "encoder": convs(3, 3, 64, 128, 128, 256),
+        "decoder": convs(3, 256, 128, 128, 64) + convs(3, 64, 3, norm=False),
         "latent": 500 * 256,
     }
 

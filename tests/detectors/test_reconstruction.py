@@ -461,6 +461,7 @@ def test_training_lowers_the_loss(tmp_path):
         ({**U_NET, "task": "stripes", "latent": "vae", "latent_channels": 3}, "latent: plain"),
         ({"network": {}, "latent": "autoregressive", "spatial": True}, "is a vector"),
         ({"latent_channels": None}, "only with spatial"),
+        ({**U_NET, "network": {}, "latent": "vae"}, "not for a vae"),
         ({"smooth": 4}, "must be odd"),
         ({"judged_by": "perceptual"}, "needs it in the loss"),
         ({"judged_by": "uncertainty"}, "needs it in the loss"),

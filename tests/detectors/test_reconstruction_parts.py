@@ -281,3 +281,16 @@ def test_a_plain_autoencoder_has_no_further_parts():
         "decoder",
         "held_out",
     }
+
+
+@pytest.mark.parametrize("latent", ["memory", "quantised"])
+def test_a_latent_without_channels_of_its_own_is_looked_up_as_the_last_level_made_it(latent):
+    network = model(latent=latent, spatial=True, latent_channels=None).eval()
+    x = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+    with torch.no_grad():
+        deepest = network.encoder.features(x)[-1]
+        looked_up = network.latent(deepest).value
+        assert looked_up.shape == deepest.shape == (2, 8, 4, 4)
+        torch.testing.assert_close(network(x).image, network.decoder(looked_up))
+    names = [name for name, _ in network.named_parameters()]
+    assert not [name for name in names if name.startswith(("encoder.head", "decoder.tail"))]

@@ -280,8 +280,8 @@ class ReconstructionOptions(PerceptualOptions, TrainedOptions):
             raise ValueError("network.skips needs latent: plain, for it passes by the latent")
         if self.latent == "autoregressive" and self.spatial:
             raise ValueError("latent: autoregressive is a vector; set spatial: false")
-        if self.latent_channels is None and (not self.spatial or self.latent != "plain"):
-            raise ValueError("latent_channels can be null only with spatial and latent: plain")
+        if self.latent_channels is None and (not self.spatial or self.latent == "vae"):
+            raise ValueError("latent_channels can be null only with spatial, and not for a vae")
         if self.smooth % 2 == 0:
             raise ValueError("smooth must be odd")
         judged = self.judged_terms()
