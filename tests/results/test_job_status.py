@@ -106,11 +106,13 @@ def test_damage_is_told_and_the_rest_is_counted(store):
     assert job_status(store).broken == ("b: slides.csv says ok, and the store lacks it",)
     (store / "slides.csv").write_text("not,a\ntable\n")
     found = job_status(store)
-    assert (found.done, found.exit_code, len(found.broken)) == (2, 1, 1)
+    assert (found.done, found.exit_code, len(found.broken)) == (0, 1, 1)
+    assert "0 of 5 slides done, 5 left" in found.text()
     assert "slides.csv" in found.broken[0]
     (store / "config.yaml").write_text("slides: [")
     found = job_status(store)
-    assert (found.done, found.slides) == (2, None)
+    assert (found.done, found.slides, found.left) == (0, None, ("a", "d"))
+    assert "0 slides done, 2 left" in found.text()
     assert any("config.yaml" in one for one in found.broken)
     (store / GROUPS / "zarr.json").write_text("{")
     assert any("damaged" in one for one in job_status(store).broken)
@@ -150,6 +152,14 @@ def test_results(slides, run, tmp_path):
     assert found.done == sum(row.status == "ok" for row in made.rows) == 2
     assert found.failed == {row.slide: row.reason for row in made.failed}
     assert found.left == ("b", "d")
+    whole = (out / "slides.csv").read_text()
+    (out / "slides.csv").unlink()
+    found = job_status(out)
+    assert (found.done, found.left, found.exit_code) == (0, ("a", "b", "c", "d", "text"), 1)
+    assert found.broken[0].startswith(
+        "slides.csv is missing: labels and failures of 2 slides (a, c)"
+    )
+    (out / "slides.csv").write_text(whole)
     (out / "a" / "slide.json").unlink()
     assert job_status(out).broken == ("a: slides.csv says ok, and slide.json is missing",)
     (out / "run.json").write_text('{"digest": "x", "detector": "gaussian"}')

@@ -12,6 +12,7 @@ from support.runs import make_run, use_channel
 from support.stores import PLAIN
 from wsiad.cli import main
 from wsiad.core.errors import InputError, RunError
+from wsiad.core.ownership import owner
 from wsiad.results.job_status import job_status
 from wsiad.runs.extending import same_training
 from wsiad.runs.healthy_tiles import NO_ROW, healthy_slides
@@ -24,6 +25,10 @@ from wsiad.store.tile_task import unseen_slides
 from wsiad.verbs.tile import TileRow
 
 WHY = "made from another file of this name"
+AGAIN = (
+    "Run the command that wrote it again, unless it still runs: it keeps what is complete and "
+    "writes the rows."
+)
 LABELS = {"s0": "normal", "s1": "normal", "s2": "normal", "t0": "tumor", "t1": "tumor"}
 
 
@@ -229,15 +234,16 @@ def test_without_its_table_a_store_has_no_healthy_slides(store, caplog):
     assert [slide.name for slide in used] == ["s0"]
     assert skipped["s2"] == skipped["t0"] == NO_ROW
     assert "slides without a row are not trained on: 2 (s2, t0)" in caplog.text
-    assert "slides.csv has no row of 2 slides that the store holds (s2, t0): their" in caplog.text
+    assert "slides.csv lacks rows: labels and failures of 2 slides (s2, t0) are" in caplog.text
     caplog.clear()
     table.write_text("".join(line for line in lines if not line.startswith("t0,")))
     assert "t0" in TileStore(store).names()
     assert caplog.records[0].message == (
-        f"{table} has no row of 1 slide that the store holds (t0): its label is not known, nor "
-        "whether it failed when tiled last. If the command that made the store is not still "
-        "running, run it again: it keeps what is stored and writes the rows."
+        f"{table} lacks rows: labels and failures of 1 slide (t0) are not known. {AGAIN}"
     )
+    status = job_status(store)
+    assert (status.done, status.left, status.broken) == (2, ("t0",), ())
+    assert status.text().startswith(f"{store}: a tile store, 2 of 5 slides done, 2 failed, 1 left")
 
 
 def test_whoever_reads_a_store_without_its_table_is_told_once_what_is_lost(store, tmp_path, caplog):
@@ -245,13 +251,17 @@ def test_whoever_reads_a_store_without_its_table_is_told_once_what_is_lost(store
     table = store / "slides.csv"
     table.unlink()
     said = (
-        f"{table} is not there, so there is no row of 5 slides that the store holds (s0, s1, s2 "
-        "…): their labels are not known, nor whether they failed when tiled last. If the command "
-        "that made the store is not still running, run it again: it keeps what is stored and "
-        "writes the rows."
+        f"{table} is missing: labels and failures of 5 slides (s0, s1, s2 …) are not known. {AGAIN}"
     )
-    (note,) = job_status(store).notes
-    assert note == said.removeprefix(f"{store}/")
+    status = job_status(store)
+    assert status.broken == (said.removeprefix(f"{store}/"),)
+    assert (status.done, status.left, status.exit_code) == (0, tuple(LABELS), 1)
+    assert status.text().startswith(f"{store}: a tile store, 0 of 5 slides done, 5 left\nbroken:\n")
+    working = store / f".working.{owner()}"
+    working.write_text("s0")  # as of a process that fills the table anew
+    status = job_status(store)
+    assert (status.done, len(status.left), status.broken, status.notes) == (0, 5, (), ())
+    working.unlink()
     readers = [
         lambda: wsiad.score_tiles(run=run, store=store, out=tmp_path / "scores", quiet=True),
         lambda: wsiad.heatmap(run=run, slides=[store], out=tmp_path / "results", quiet=True),
@@ -269,7 +279,8 @@ def test_whoever_reads_a_store_without_its_table_is_told_once_what_is_lost(store
     tile(tmp_path)
     caplog.clear()
     assert TileStore(store).names() == ["s0", "s2", "t0"]
-    assert not job_status(store).notes
+    status = job_status(store)
+    assert (status.done, status.left, status.broken, status.notes) == (3, (), (), ())
     assert not caplog.text
 
 

@@ -66,13 +66,14 @@ class JobStatus:
     slides : int or None
         Number of slides that are to be worked on; ``None`` if their folder cannot be read now.
     done, no_tissue : int
-        Number of slides that are complete, and of those among them without tissue.
+        Number of slides that are complete and have their row, and of those among them without
+        tissue.
     failed, unusable : dict of str to str
         Reasons by slide.
     running : tuple of str
         Slides that a process works on, with that of another machine if it left signs of life.
     left : tuple of str
-        Slides that nobody works on yet.
+        Slides that nobody works on yet, or whose row is not in the table.
     training : dict
         Of a run: state, step, limit, losses and the time left.
     broken : tuple of str
@@ -124,7 +125,7 @@ class JobStatus:
         said += [f"{self.no_tissue} of them without tissue"] if self.no_tissue else []
         counts = {"failed": self.failed, "unusable": self.unusable, "running": self.running}
         said += [f"{len(some)} {word}" for word, some in counts.items() if some]
-        said += [f"{len(self.left)} left"] if self.slides is not None else []
+        said += [f"{len(self.left)} left"] if self.left or self.slides is not None else []
         return ", ".join(said)
 
 
@@ -209,14 +210,18 @@ def _of_slides(folder: Path, kind: str, config: Mapping[str, Any], broken: list[
         parent = place.relative_to(writing[0]).as_posix()
         prefix = "" if parent == "." else f"{parent}/"
         running |= {f"{prefix}{name}" for name in being_written(place)}
+    busy = bool(running)  # a row may follow its slide at any moment
     running = {name for name in running if name in names or asked is None} - complete
-    if kind == STORE and rows is not None and not running and (lost := complete - table.keys()):
-        notes.append(f"{SLIDES_TABLE} {lost_rows(folder / SLIDES_TABLE, sorted(lost))}")
+    lost = complete - table.keys()
+    if lost and rows is not None and not busy:
+        there = (folder / SLIDES_TABLE).exists()
+        said = f"{SLIDES_TABLE} {lost_rows(folder / SLIDES_TABLE, sorted(lost))}"
+        (notes if there else broken).append(said)
     # One may have what another file of its name left, or failed after it was complete.
     failed = _reasons(table, FAILED, without=running)
     unusable = _reasons(table, UNUSABLE, without=running)
-    done = complete - set(unusable) - set(failed)
-    left = {*(asked or ())} - complete - running - set(failed) - set(unusable)
+    done = complete - lost - set(unusable) - set(failed)
+    left = lost | {*(asked or ())} - complete - running - set(failed) - set(unusable)
     counts = Counter(row.status for row in table.values())
     return JobStatus(
         folder=folder,

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from wsiad.core.errors import InputError
 from wsiad.core.files import write_text
 from wsiad.core.ownership import locked
-from wsiad.core.terminal import by_number, counted, first_of
+from wsiad.core.terminal import counted, first_of
 from wsiad.core.typed_files import TableKind
 
 SLIDES_TABLE = "slides.csv"
@@ -22,10 +22,10 @@ REPORT = "report.html"
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 
 ROWS_AGAIN = (
-    "If the command that made the store is not still running, run it again: it keeps what is "
-    "stored and writes the rows."
+    "Run the command that wrote it again, unless it still runs: it keeps what is complete and "
+    "writes the rows."
 )
-"""Remedy for slides of a store that have no row in its table."""
+"""Remedy for complete slides that have no row in the table of their store or results."""
 
 DAMAGED_THERE = "not assessed, as the file is damaged there"
 """Words in the reason of a slide whose damaged parts were left out."""
@@ -206,16 +206,10 @@ def partly_masked(rows: Iterable[SlideRow]) -> list[SlideRow]:
 
 
 def lost_rows(table: Path, slides: Sequence[str]) -> str:
-    """Return what a store's table lacks, of which slides it has no row, and the remedy."""
-    there = "has no row" if table.exists() else "is not there, so there is no row"
-    unknown = by_number(
-        len(slides),
-        "its label is not known, nor whether it failed",
-        "their labels are not known, nor whether they failed",
-    )
+    """Return what a table lacks, of which complete slides, and the remedy."""
     return (
-        f"{there} of {counted(len(slides), 'slide')} that the store holds ({first_of(slides)}): "
-        f"{unknown} when tiled last. {ROWS_AGAIN}"
+        f"{'lacks rows' if table.exists() else 'is missing'}: labels and failures of "
+        f"{counted(len(slides), 'slide')} ({first_of(slides)}) are not known. {ROWS_AGAIN}"
     )
 
 
