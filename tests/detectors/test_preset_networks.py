@@ -783,3 +783,16 @@ def test_presets_say_how_many_weights_the_published_u_net_has(name, others):
 def test_networks_have_the_numbers_of_their_layers(name):
     found = {key: count(one) for key, one in networks(name).items() if one is not None}
     assert {key: number for key, number in found.items() if number} == COUNTS[name]
+
+
+def test_a_preset_says_what_ends_its_training():
+    """By default it is the held-out loss; ``anogan`` and others always keep the last weights."""
+    silent = []
+    for name in preset_names():
+        preset = load_preset(name)
+        options = build(registry.load(preset.detector).Options, preset.options, source=name)
+        said = " ".join([*preset.about.published, *preset.about.adapted])
+        says = any(word in said for word in ("stop", "held-out", "last weights"))
+        if getattr(options, "keep", "") == "best" and not says:
+            silent.append(name)
+    assert not silent
