@@ -15,6 +15,8 @@ from wsiad.detectors import registry
 from wsiad.learning.detector import Detector, FitReport, State
 from wsiad.runs.anomalies import spread
 from wsiad.runs.split import split_slides
+from wsiad.slides.slide_table import SlideTable
+from wsiad.store.tile_task import TileRow
 
 PROBE = {"layers": ["features.3"], "magnify": 1, "places": 4}
 
@@ -147,6 +149,13 @@ def test_the_split_holds_for_anomalies_too(stores, tmp_path):
     )
     with pytest.raises(InputError, match="no healthy slide of it has a split"):
         train((healthy, odd), tmp_path / "c", split="a")
+    table = SlideTable(tmp_path / "store" / "slides.csv", TileRow)
+    table.put(TileRow("gone", "failed", "is cut off", split="d"))
+    said = (
+        r"in the split 'd' \(gone: failed: is cut off\); those of its healthy slides: 'a', 'c'\. "
+    )
+    with pytest.raises(InputError, match=said):
+        train((tmp_path / "store", odd), tmp_path / "c", split="d")
     assert not (tmp_path / "c").exists()
 
 

@@ -420,7 +420,10 @@ def test_they_get_no_p_value_and_are_no_reference(slides, results, tmp_path):
         (healthy / f"{name}.tif").write_bytes((slides / f"{name}.tif").read_bytes())
     (healthy / "h.tif").unlink()
     wsiad.heatmap(run=tmp_path / "run", slides=healthy, out=tmp_path / "none", quiet=True)
-    said = r"none: holds no scored slide \(1 no-tissue, 2 unusable\). See its slides.csv"
+    said = (
+        r"none: holds no scored slide \(1 no-tissue, 2 unusable; ink: unusable: no tissue .*; "
+        r"pen: unusable: no tissue .*\). See its slides.csv for all reasons"
+    )
     with pytest.raises(InputError, match=said):
         wsiad.significance(results=results, healthy=tmp_path / "none", quiet=True)
     with pytest.raises(InputError, match=said):

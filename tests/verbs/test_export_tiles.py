@@ -237,7 +237,7 @@ def test_a_store_without_any_tile_has_nothing_to_export(tmp_path, fmt):
     blank = write_tiff(tmp_path / "blank.tif", np.full((200, 264, 3), 245, np.uint8), mpp=0.5)
     wsiad.tile(slides=blank, out=tmp_path / "empty", mpp=0.5, tile=PX, quiet=True)
     assert len(TileStore(tmp_path / "empty").slide("blank")) == 0
-    with pytest.raises(InputError, match="holds no tiles to export, of 1 slide"):
+    with pytest.raises(InputError, match=r"holds no tiles \(blank: no tissue\)"):
         export(tmp_path / "empty", tmp_path / "out", format=fmt)
     assert not (tmp_path / "out").exists()
     store = make_store(tmp_path)

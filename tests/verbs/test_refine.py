@@ -254,6 +254,18 @@ def test_a_healthy_cohort_is_left_alone(first, tmp_path):
     assert calm.run is None
 
 
+@pytest.mark.parametrize("which", ["results", "healthy"])
+def test_results_without_any_heatmap_say_why(first, tmp_path, which):
+    folder = {"results": "cohort_results", "healthy": "healthy_results"}[which]
+    failed = shutil.copytree(first / folder, tmp_path / "failed")
+    rows = (failed / "slides.csv").read_text().replace(",ok,,", ",failed,is cut off,")
+    (failed / "slides.csv").write_text(rows)
+    name = rows.splitlines()[1].split(",")[0]
+    said = rf"failed: holds no slide with a heatmap \(\d+ failed; {name}: failed: is cut off; "
+    with pytest.raises(InputError, match=said):
+        refine(first, tmp_path / "a", **{which: failed})
+
+
 def test_a_second_look_is_not_refined(first, second, tmp_path):
     with pytest.raises(RunError, match="is a second look already"):
         refine(first, tmp_path / "a", run=second.run)

@@ -186,13 +186,13 @@ def test_pytorch_draws_none_of_them(store, caplog):
     data = wsiad.TileDataset(store, batch=4, drop_last=False, balance="tiles")
     drawn = sum(len(batch) for batch in data.loader())
     assert drawn == sum(len(slide) for slide in TileStore(store))
-    assert "no tiles are drawn of slides that failed when they were tiled last: 2 (s1, t1)" in (
+    assert "of slides that failed when they were tiled last: 2 (s1: failed: is in the store" in (
         caplog.text
     )
     caplog.clear()
     wsiad.TileDataset(store, slides=["s0"], batch=4)
     assert not caplog.text
-    with pytest.raises(InputError, match="slide 's1' failed when it was tiled last"):
+    with pytest.raises(InputError, match="slide 's1' is not used: failed: is in the store"):
         wsiad.TileDataset(store, slides=["s0", "s1"], batch=4)
 
 
@@ -296,5 +296,11 @@ def test_no_features_of_a_store_where_all_failed_is_an_error(store, tmp_path, ca
         wsiad.embed(store=store, weights="random", quiet=True)
     with pytest.raises(InputError, match=said):
         wsiad.score_tiles(run=run, store=store, out=tmp_path / "none", quiet=True)
+    with pytest.raises(InputError, match=said):
+        wsiad.export_tiles(store=store, out=tmp_path / "none", quiet=True)
+    with pytest.raises(InputError, match=r"\(5 status failed; s0: failed: broken; s1: "):
+        wsiad.suggest(source=store, run=run, out=tmp_path / "none", quiet=True)
+    with pytest.raises(InputError, match=r"no tiles to draw from \(s0: failed: broken; s1: "):
+        wsiad.TileDataset(store)
     assert main(["embed", str(store), "--weights", "random"]) == 1
     assert not (store / "features").exists()

@@ -20,7 +20,9 @@ from wsiad.detectors import registry
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.compatibility import check_prepared_alike, run_preparation
 from wsiad.runs.run import RunFolder
+from wsiad.slides.slide_table import SlideTable
 from wsiad.store.tile_store import TileStore
+from wsiad.store.tile_task import TileRow
 
 PX, ROWS, COLUMNS = 32, 10, 14
 ODD = [(0, 1), (2, 12), (9, 0), (8, 9)]
@@ -265,9 +267,13 @@ def test_a_slide_that_cannot_be_read_again_is_reported(results, slides, tmp_path
 def test_results_of_another_run_and_of_no_slide_are_refused(results, run, tmp_path):
     with pytest.raises(InputError, match="was not made by the run"):
         suggest(results, tmp_path / "out", run=make_run(tmp_path / "other", size=PX, channel=1))
-    rows = (results / "slides.csv").read_text().replace(",ok,", ",failed,")
+    rows = (results / "slides.csv").read_text().replace(",ok,,", ",failed,is cut off,")
     (results / "slides.csv").write_text(rows)
-    with pytest.raises(InputError, match=r"no window to suggest \(4 status failed\)"):
+    said = (
+        r"no window to suggest \(4 status failed; a: failed: is cut off; b: failed: is cut off; "
+        r"c: failed: is cut off …\)"
+    )
+    with pytest.raises(InputError, match=said):
         suggest(results, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -341,5 +347,13 @@ def test_a_store_needs_a_run_that_fits(slides, run, tmp_path):
     manifest.write_text(f"slide,label\n{slides / 'a.tif'},normal\n")
     stored(manifest, healthy)
     with pytest.raises(InputError, match=r"no tile to suggest \(1 labelled healthy\)"):
+        suggest(healthy, tmp_path / "out", run=run)
+    table = SlideTable(healthy / "slides.csv", TileRow)
+    table.put(TileRow("deep", "unusable", "16 bits"), TileRow("text", "failed", "is no slide"))
+    said = (
+        r"no tile to suggest \(1 labelled healthy, 1 status failed, 1 status unusable; "
+        r"deep: unusable: 16 bits; text: failed: is no slide\)"
+    )
+    with pytest.raises(InputError, match=said):
         suggest(healthy, tmp_path / "out", run=run)
     assert not (tmp_path / "out").exists()

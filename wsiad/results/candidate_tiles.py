@@ -25,6 +25,7 @@ from wsiad.results.label_candidates import (
     LabelCandidates,
     Why,
     is_unsure,
+    nothing_left,
     of_all,
     of_slide,
     share_of_slide,
@@ -32,10 +33,10 @@ from wsiad.results.label_candidates import (
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.compatibility import check_prepared_alike, run_preparation
 from wsiad.runs.healthy_tiles import usable_tiles
-from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, read_table
+from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, read_table
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
-from wsiad.store.tile_task import TileRow
+from wsiad.store.tile_task import TileRow, unseen_slides
 
 _MOST_AT_ONCE = 256
 
@@ -95,7 +96,11 @@ def candidate_tiles(
     check_prepared_alike(store, *run_preparation(run), keys=("mpp", "stain"))
     rows = read_table(store.path / SLIDES_TABLE, TileRow)
     labels = {row.slide: row.label for row in rows}
-    left_out = Counter(f"status {row.status}" for row in rows if row.status == FAILED)
+    left_out = Counter(
+        f"status {row.status}"
+        for row in rows
+        if row.status == FAILED or (row.status == UNUSABLE and row.slide not in store)
+    )
     slides = []
     for slide in store:
         label = labels.get(slide.name, "")
@@ -134,9 +139,8 @@ def candidate_tiles(
             by_slide.append(of_slide(strange, rest if also_unsure else (), per_slide or share))
     chosen = of_all(by_slide, most)
     if not any(not one.known for one in chosen):
-        reasons = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
         raise InputError(
-            "holds no tile to suggest" + (f" ({reasons})" if reasons else ""),
+            nothing_left("holds no tile to suggest", left_out, unseen_slides(store)),
             subject=str(store.path),
             remedy="Tile or import slides that are not labelled yet.",
         )

@@ -34,6 +34,7 @@ from wsiad.results.label_candidates import (
     Signal,
     Why,
     is_unsure,
+    nothing_left,
     of_all,
     of_slide,
     share_of_slide,
@@ -42,6 +43,7 @@ from wsiad.results.records import SCORE_AGAIN
 from wsiad.results.scoring import window_source
 from wsiad.results.scoring_inputs import reading_tasks
 from wsiad.results.slide_results import SlideResults
+from wsiad.slides.slide_table import unseen_rows
 
 
 def candidate_windows(
@@ -118,9 +120,9 @@ def candidate_windows(
     ]
     chosen = of_all(by_slide, most)
     if not any(not one.known for one in chosen):
-        reasons = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
+        reasons = unseen_rows(slide.row for slide in results)
         raise InputError(
-            "holds no window to suggest" + (f" ({reasons})" if reasons else ""),
+            nothing_left("holds no window to suggest", left_out, reasons),
             subject=str(results.path),
             remedy="Score slides that are not labelled yet with wsiad heatmap.",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from wsiad.results.identity import (
 from wsiad.results.records import MAKE, SCORE_AGAIN
 from wsiad.results.slide_results import SlideResults
 from wsiad.runs.healthy_maps import HealthyMap, HealthyMaps
-from wsiad.slides.slide_table import OK
+from wsiad.slides.slide_table import OK, SlideRow, without_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +127,13 @@ class ComparedFolder:
             )
 
     def no_slides(self) -> InputError:
-        """Return the error for a folder without scored slides; it counts their statuses."""
-        counts = Counter(self.others.values())
-        said = ", ".join(f"{count} {status}" for status, count in counts.items())
+        """Return the error for a folder without scored slides, with counts and first reasons."""
+        rows = [SlideRow(n, status, self.reasons.get(n, "")) for n, status in self.others.items()]
         return InputError(
-            f"holds no scored slide{f' ({said})' if said else ''}",
+            without_result(rows, "holds no scored slide"),
             subject=str(self.path),
-            remedy=f"See its {SLIDES_TABLE} for the reasons."
-            if said
+            remedy=f"See its {SLIDES_TABLE} for all reasons."
+            if rows
             else "Score slides with `wsiad heatmap`.",
         )
 

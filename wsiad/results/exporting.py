@@ -43,7 +43,7 @@ from wsiad.runs.calibration import Calibration
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_files import slide_fingerprint
-from wsiad.slides.slide_table import FAILED, OK
+from wsiad.slides.slide_table import FAILED, OK, without_result
 
 if TYPE_CHECKING:
     from wsiad.heatmaps.regions import Region
@@ -188,9 +188,9 @@ def begin_export(
     ]
     if not tasks:
         raise InputError(
-            "holds no slide with results",
+            without_result([slide.row for slide in folder], "holds no slide with results"),
             subject=str(results),
-            remedy=f"See its {SLIDES_TABLE} for the reasons.",
+            remedy=f"See its {SLIDES_TABLE} for all reasons.",
         )
     said = []
     told = differences(stated(facts[DERIVED]), stated(derived))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
@@ -22,7 +22,7 @@ from wsiad.core.signals import raise_if_ended
 from wsiad.core.terminal import Progress
 from wsiad.learning.detector import Detector, Embeds, Tiles
 from wsiad.learning.representatives import rank_weights, representatives
-from wsiad.slides.slide_table import FAILED, SlideRow
+from wsiad.slides.slide_table import FAILED, SlideRow, first_reasons
 
 Signal = Literal["neighbourhood", "score"]
 """Value by which windows are candidates: that of the map of neighbourhoods, or their score."""
@@ -81,6 +81,23 @@ class Candidate:
     def place(self) -> tuple[object, ...]:
         """Value that is equal for the same window in other results of the same slide."""
         return (self.slide, *(self.box or (self.number,)))
+
+
+def nothing_left(problem: str, left_out: Mapping[str, int], unseen: Mapping[str, str]) -> str:
+    """Return a problem with the slides that have no candidates.
+
+    Parameters
+    ----------
+    problem : str
+        The problem, such as ``"holds no tile to suggest"``.
+    left_out : mapping of str to int
+        Number of slides by reason.
+    unseen : mapping of str to str
+        Slides that failed or are unusable, with status and reason; the first are told.
+    """
+    counts = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
+    said = "; ".join(filter(None, [counts, first_reasons(unseen)]))
+    return f"{problem} ({said})" if said else problem
 
 
 Known = Collection[tuple[object, ...]]

@@ -44,6 +44,7 @@ from wsiad.runs.calibration import Calibration
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.runs.run import RunFolder
 from wsiad.runs.second_look import ChoiceOptions, TaughtWindow
+from wsiad.slides.slide_table import without_result
 
 logger = logging.getLogger(__name__)
 
@@ -149,11 +150,7 @@ def first_look(
         reviewed=options.reviewed,
     )
     if not slides:
-        raise InputError(
-            "holds no slide with a heatmap",
-            subject=str(results),
-            remedy="Score the slides of the cohort with wsiad heatmap.",
-        )
+        raise _nothing_seen(results, "Score the slides of the cohort with wsiad heatmap.")
     if healthy is None:
         found = _left_out_maps(maps, calibration, spatial)
         return FirstLook(slides, found, "calibration slides of the run", digest)
@@ -177,7 +174,7 @@ def _check_held_out(
     healthy: Path,
 ) -> None:
     if not others:
-        raise InputError("holds no slide with a heatmap", subject=str(healthy))
+        raise _nothing_seen(healthy, "Score held-out healthy slides with wsiad heatmap.")
     there = {one.fingerprint: one.name for one in slides}
     for one in others:
         subject, label = f"{one.name} of {healthy}", one.task.slide.label
@@ -244,6 +241,12 @@ def _looked_at(
             mark = slide.fingerprint()
             found.append(LookedAt(tasks[name], mark, boxes=boxes, values=values, review=review))
     return found, str(results.facts["digest"])
+
+
+def _nothing_seen(path: Path, remedy: str) -> InputError:
+    rows = [slide.row for slide in Results(path)]
+    problem = without_result(rows, "holds no slide with a heatmap")
+    return InputError(problem, subject=str(path), remedy=remedy)
 
 
 def reviews(

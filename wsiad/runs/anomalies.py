@@ -15,7 +15,7 @@ from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, InputError
 from wsiad.core.labels import is_healthy, label_of, split_of
 from wsiad.core.terminal import first_of
-from wsiad.slides.slide_table import SLIDES_TABLE, read_table
+from wsiad.slides.slide_table import SLIDES_TABLE, first_reasons, read_table
 from wsiad.store.tile_task import TileRow, unseen_slides
 
 if TYPE_CHECKING:
@@ -200,9 +200,9 @@ def anomaly_slides(
     labels, skipped = _labelled(store, [_type(name) for name in types], split)
     slides = [store.slide(name) for name in sorted(labels)]
     if not slides:
-        reasons = first_of([f"{name}: {why}" for name, why in skipped.items()], apart="; ")
+        reasons = first_reasons(skipped) or "it is empty"
         raise InputError(
-            f"has no anomalous slide with tiles to learn from ({reasons or 'it is empty'})",
+            f"has no anomalous slide with tiles to learn from ({reasons})",
             subject=str(store.path),
             remedy="Label the slides with their anomaly types: `wsiad import-tiles --label tumor`, "
             "or the manifest's column `label` for `wsiad tile`.",
@@ -264,9 +264,16 @@ def _labelled(
 
 
 def lacks_split(store: TileStore, split: str, others: Collection[str], *, kind: str) -> InputError:
-    """Return the error for a store whose slides to use are all of other splits, which it names."""
+    """Return the error for a store whose slides to use are all of other splits, which it names.
+
+    Slides of the split that failed or are unusable are named with their reasons.
+    """
     named = sorted(map(repr, filter(None, others)))
     problem = f"has no {kind} slide with tiles in the split {split!r}"
+    rows = {row.slide: row for row in read_table(store.path / SLIDES_TABLE, TileRow)}
+    mine = {name for name, row in rows.items() if split_of(row.split) == split}
+    if lost := {name: why for name, why in unseen_slides(store).items() if name in mine}:
+        problem = f"{problem} ({first_reasons(lost)})"
     if not named:
         return InputError(
             f"{problem}: no {kind} slide of it has a split",

@@ -19,7 +19,7 @@ from wsiad.learning.devices import DeviceOptions
 from wsiad.learning.training_options import InversionOptions, LimitOptions, TrimmingOptions
 from wsiad.runs.anomalies import AnomalyOptions, lacks_split
 from wsiad.runs.presets import About, with_preset
-from wsiad.slides.slide_table import ROWS_AGAIN, SLIDES_TABLE, read_table
+from wsiad.slides.slide_table import ROWS_AGAIN, SLIDES_TABLE, first_reasons, read_table
 from wsiad.store.tile_task import StoreOptions, TileRow, unseen_slides
 from wsiad.tissue.tissue_options import QualityThresholds
 
@@ -209,9 +209,9 @@ def healthy_slides(store: TileStore, split: str | None) -> tuple[list[StoredSlid
     if others and not used and split is not None:
         raise lacks_split(store, split, others, kind="healthy")
     if not used:
-        reasons = first_of([f"{name}: {why}" for name, why in skipped.items()], apart="; ")
+        reasons = first_reasons(skipped) or "it is empty"
         raise InputError(
-            f"has no healthy slide with tiles to train on ({reasons or 'it is empty'})",
+            f"has no healthy slide with tiles to train on ({reasons})",
             subject=str(store.path),
             remedy="Tile healthy slides, with `normal` or `healthy` as `label` in a manifest.",
         )

@@ -195,6 +195,32 @@ def unusable(rows: Iterable[SlideRow]) -> list[SlideRow]:
     return [row for row in rows if row.status == UNUSABLE]
 
 
+def unseen_rows(rows: Iterable[SlideRow]) -> dict[str, str]:
+    """Map the slides that failed or are unusable to status and reason."""
+    return {
+        row.slide: f"{row.status}: {row.reason}" for row in rows if row.status in (FAILED, UNUSABLE)
+    }
+
+
+def first_reasons(found: Mapping[str, str]) -> str:
+    """Return the first three slides with their reasons, such as ``"a: failed: is not a slide"``."""
+    return first_of([f"{name}: {why}" for name, why in found.items()], apart="; ")
+
+
+def without_result(rows: Sequence[SlideRow], problem: str) -> str:
+    """Return a problem that no slide of results has a result for, with counts and first reasons.
+
+    Examples
+    --------
+    >>> without_result([SlideRow("a", "failed", "is not a slide")], "holds no scored slide")
+    'holds no scored slide (1 failed; a: failed: is not a slide)'
+    """
+    counts = Counter(row.status for row in rows)
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    said = "; ".join(filter(None, [said, first_reasons(unseen_rows(rows))]))
+    return f"{problem} ({said})" if said else problem
+
+
 def partly_damaged(rows: Iterable[SlideRow]) -> list[SlideRow]:
     """Return the rows of the slides that were used without their damaged parts."""
     return [row for row in rows if row.status != FAILED and DAMAGED_THERE in row.reason]

@@ -15,7 +15,7 @@ from wsiad.compute.batch import Divided, PartDone, PreparedTask
 from wsiad.core.config import Config
 from wsiad.core.errors import InputError, SlideOpenError, StoreMismatchError
 from wsiad.core.files import fingerprint
-from wsiad.core.terminal import counted, first_of
+from wsiad.core.terminal import counted
 from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import away_problem, slide_files, slide_fingerprint
 from wsiad.slides.slide_table import (
@@ -24,6 +24,7 @@ from wsiad.slides.slide_table import (
     UNUSABLE,
     SlideRow,
     backend_text,
+    first_reasons,
     read_table,
 )
 
@@ -366,9 +367,11 @@ def unseen_slides(store: TileStore) -> dict[str, str]:
 
 def no_tiles(store: TileStore) -> InputError:
     """Return the error that no slide of a store has tiles, with the first reasons."""
-    reasons = first_of([f"{name}: {why}" for name, why in unseen_slides(store).items()], apart="; ")
+    reasons = unseen_slides(store) or {slide.name: "no tissue" for slide in store}
+    if not reasons:
+        return InputError("is empty", subject=str(store.path), remedy="Tile slides into it.")
     return InputError(
-        f"holds no tiles ({reasons})" if reasons else "holds no tiles",
+        f"holds no tiles ({first_reasons(reasons)})",
         subject=str(store.path),
         remedy=f"Tile slides with tissue; its {SLIDES_TABLE} says why these have no tiles.",
     )

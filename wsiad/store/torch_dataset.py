@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from wsiad.core.errors import InputError
-from wsiad.core.terminal import first_of
-from wsiad.slides.slide_table import SLIDES_TABLE, SlideRow, read_table
+from wsiad.slides.slide_table import SLIDES_TABLE, SlideRow, first_reasons, read_table
 from wsiad.store.dataset import (
     THREADS,
     Chunks,
@@ -30,6 +29,7 @@ from wsiad.store.dataset import (
 )
 from wsiad.store.stored_slide import StoredSlide
 from wsiad.store.tile_store import TileStore
+from wsiad.store.tile_task import unseen_slides
 
 logger = logging.getLogger(__name__)
 
@@ -339,20 +339,20 @@ def _slides(
     lacking = set(names or ()) - {name for name, _ in found}
     for store in opened:
         if failed := sorted(set(store.names(failed=True)) - set(store.names())):
+            reasons = {name: why for name, why in unseen_slides(store).items() if name in failed}
             if named := sorted(lacking.intersection(failed)):
                 raise InputError(
-                    f"slide {named[0]!r} failed when it was tiled last; slides.csv says why",
+                    f"slide {named[0]!r} is not used: {reasons[named[0]]}",
                     subject=str(store.path),
                     remedy="Tile it again, or leave it out.",
                 )
             if names is not None:
                 continue
             logger.warning(
-                "%s: no tiles are drawn of slides that failed when they were tiled last: %d "
-                "(%s); slides.csv says why",
+                "%s: no tiles are drawn of slides that failed when they were tiled last: %d (%s)",
                 store.path,
                 len(failed),
-                first_of(failed),
+                first_reasons(reasons),
             )
     if lacking:
         raise InputError(
@@ -361,7 +361,12 @@ def _slides(
     chosen = [opened[n].slide(name) for name, n in found if names is None or name in names]
     slides = tuple(slide for slide in chosen if len(slide))
     if not slides:
-        raise InputError("there are no tiles to draw from", remedy="Tile slides with tissue.")
+        unseen = [item for store in opened for item in unseen_slides(store).items()]
+        why = first_reasons({name: why for name, why in unseen if names is None or name in names})
+        raise InputError(
+            f"there are no tiles to draw from{f' ({why})' if why else ''}",
+            remedy="Tile slides with tissue.",
+        )
     return slides
 
 

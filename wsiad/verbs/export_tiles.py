@@ -20,7 +20,7 @@ from wsiad.slides.slide_table import (
     failures,
     read_table,
 )
-from wsiad.store.tile_task import StoreOptions, TileRow
+from wsiad.store.tile_task import StoreOptions, TileRow, no_tiles
 
 if TYPE_CHECKING:
     from wsiad.exports.exported_tiles import TileFileRow
@@ -93,15 +93,8 @@ def export_tiles(config: ExportTilesConfig) -> ExportTilesResult:
     rows = read_table(store.path / SLIDES_TABLE, TileRow)
     labels = {row.slide: row.label for row in rows}
     names = store.names()
-    if not names:
-        why = f": those of its {SLIDES_TABLE} failed" if failures(rows) else ""
-        raise InputError(f"holds no slides{why}", subject=str(config.store))
     if not any(slide.reason or len(slide) for slide in store):
-        raise InputError(
-            f"holds no tiles to export, of {counted(len(names), 'slide')}",
-            subject=str(config.store),
-            remedy=f"Tile slides with tissue; the reasons are in its {SLIDES_TABLE}.",
-        )
+        raise no_tiles(store)
     facts = _facts(config, store)
     earlier = claim(config.out, facts)
     done = {name: mark for name, mark in earlier.items() if name in {*names}}
