@@ -62,6 +62,16 @@ def test_a_line_of_other_separators_is_a_row(tmp_path):
     assert [row.cells for row in read_rows(path, InputError)] == [("sep=;",), ("1",)]
 
 
+def test_lines_are_counted_before_they_take_memory(tmp_path):
+    (tmp_path / "slides.csv").write_text("slide,status\na,ok\n" + "\n" * 1_000_000)
+    with pytest.raises(InputError, match="wsiad writes it: has more than 1,000,000 lines"):
+        read_table(tmp_path / "slides.csv", SlideRow)
+    rows = parsed_rows(tmp_path / "slides.csv")
+    assert [row.cells for row in rows] == [("slide", "status"), ("a", "ok")]
+    with pytest.raises(ValueError, match="more than 9 lines"):
+        parsed_rows(tmp_path / "slides.csv", most=9)
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

@@ -8,7 +8,16 @@ import h5py
 import pytest
 
 from wsiad.core.errors import InputError
-from wsiad.core.files import atomic_file, atomic_folder, check_folder, new_file, said, write_text
+from wsiad.core.files import (
+    MOST_FACTS,
+    atomic_file,
+    atomic_folder,
+    check_folder,
+    new_file,
+    read_json,
+    said,
+    write_text,
+)
 from wsiad.core.ownership import claimed, locked
 
 PROC = Path("/proc")
@@ -29,6 +38,20 @@ def test_a_folder_that_cannot_be_written_to_is_named_with_the_option(path):
     check_folder(path)
     with pytest.raises(InputError, match=r"/proc: cannot be written to \(.+\)\. .*--here"):
         check_folder(path, option="--here", tried=True)
+
+
+@pytest.mark.parametrize("most", [None, MOST_FACTS])
+def test_a_file_that_is_too_large_is_not_read(tmp_path, most):
+    path, given = tmp_path / "run.json", {} if most is None else {"most": most}
+    path.write_text("{}")
+    assert read_json(path, InputError, remedy="Copy it again.", **given) == {}
+    os.truncate(path, (most or 64 << 20) + 1)
+    with pytest.raises(InputError) as caught:
+        read_json(path, InputError, remedy="Copy it again.", **given)
+    size = 64 if most is None else 1
+    assert str(caught.value) == (
+        f"{path}: cannot be read: it has more than {size} MiB. Copy it again."
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

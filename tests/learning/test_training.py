@@ -508,8 +508,13 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(
     "lines",
-    ["1,0.5,0.001\n2,1.0,0.001,1.0,\n", "1,0.5,0.001,nan,\n2,1.0,0.001,1.0,\n", "\xff\n"],
-    ids=["short", "nan", "bytes"],
+    [
+        "1,0.5,0.001\n2,1.0,0.001,1.0,\n",
+        "1,0.5,0.001,nan,\n2,1.0,0.001,1.0,\n",
+        "\xff\n",
+        "\n" * 5_000_000,
+    ],
+    ids=["short", "nan", "bytes", "lines"],
 )
 def test_metrics_that_are_damaged_are_refused(tmp_path, lines):
     path = tmp_path / "metrics.csv"

@@ -17,6 +17,7 @@ import wsiad
 from support.builders import stained, write_tiff
 from support.runs import make_run, score_channel
 from wsiad.core.errors import EvaluationError, ExportError, InputError, WsiadError
+from wsiad.core.files import MOST_FACTS
 from wsiad.core.geometry import Box, PixelMap, Size
 from wsiad.results import file_names as names
 from wsiad.results.evaluated_slides import scored_slides
@@ -161,6 +162,7 @@ def test_what_was_not_scored_is_not_without_findings(folder, what):
     [
         ("slide.json", "{", "facts", InputError),
         ("slide.json", '{"digest": 3}', "facts", InputError),
+        ("slide.json", " " * MOST_FACTS + "{}", "facts", InputError),
         ("heatmap.json", "{}", "heatmap", InputError),
         ("heatmap.json", '{"bounds": {"x": 0, "y": NaN}}', "bounds", InputError),
         ("heatmap.ome.tif", "II*\0", "heatmap", InputError),

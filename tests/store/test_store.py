@@ -18,6 +18,7 @@ from support.broken_slides import corrupt_tiff, truncated
 from support.builders import noise, stained, write_tiff
 from support.stores import PLAIN, content
 from wsiad.core.errors import InputError, StoreError, StoreMismatchError
+from wsiad.core.files import MOST_FACTS
 from wsiad.slides.slide_table import read_table
 from wsiad.store.tile_source import ChunkedTiles, StoreTiles
 from wsiad.store.tile_store import GROUPS, TileStore
@@ -267,6 +268,21 @@ def test_unknown_format_version(slides, tmp_path):
         TileStore(tmp_path)
     with pytest.raises(StoreError, match=r"stroe: there is no such folder. Make one with"):
         TileStore(tmp_path / "stroe")
+
+
+@pytest.mark.parametrize("place", ["", "s0", "s0/tiles", "s0/coverage"])
+def test_metadata_that_no_store_has_are_refused_unread(slides, tmp_path, place):
+    """Megabytes of blanks before the text of metadata took seconds, and as much memory."""
+    tile(slides, tmp_path / "store")
+    path = tmp_path / "store" / GROUPS / place / "zarr.json"
+    text = path.read_text()
+    path.write_text(" " * 1000 + text)
+    assert len(TileStore(tmp_path / "store").slide("s0").column("coverage"))
+    path.write_text(" " * MOST_FACTS + text)
+    with pytest.raises(StoreError, match="more than 1 MiB") as caught:
+        TileStore(tmp_path / "store").slide("s0")
+    assert place.partition("/")[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_manifest_labels_reach_the_table(slides, tmp_path):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from wsiad.compute.compute_options import ComputeOptions
 from wsiad.compute.tasks import run_tasks
 from wsiad.core.errors import UnusableSlideError, WsiadError
-from wsiad.core.files import DISK_FULL
+from wsiad.core.files import DISK_FULL, MOST_FACTS, read_text
 from wsiad.core.ownership import is_alive, is_dead, owner
 from wsiad.core.signals import raise_if_ended
 from wsiad.core.terminal import Progress
@@ -206,9 +206,9 @@ class Deaths:
         self._folder = folder
         self._notes: dict[str, list[Path]] = {}
         for note in folder.glob(f"{_PREFIX}*"):
-            with contextlib.suppress(OSError, UnicodeDecodeError):
+            with contextlib.suppress(OSError, ValueError):
                 if is_dead(note.name.removeprefix(_PREFIX)):
-                    self._notes.setdefault(note.read_text(encoding="utf-8"), []).append(note)
+                    self._notes.setdefault(read_text(note, most=MOST_FACTS), []).append(note)
 
     def often(self, slide: str) -> bool:
         """Tell whether processes have died on a slide more than once."""
@@ -233,9 +233,9 @@ def worked_on(folder: Path) -> set[str]:
     """Return the slides of an output folder on which live processes of this machine work."""
     found = set()
     for note in folder.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, UnicodeDecodeError):
+        with contextlib.suppress(OSError, ValueError):
             if is_alive(note.name.removeprefix(_PREFIX)):
-                found.add(note.read_text(encoding="utf-8"))
+                found.add(read_text(note, most=MOST_FACTS))
     return found
 
 

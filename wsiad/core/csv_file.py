@@ -18,6 +18,8 @@ from wsiad.core.errors import WsiadError
 
 MAX_BYTES = 1 << 28
 """Maximum size of a file that is read as a table, in bytes."""
+MAX_LINES = 5_000_000
+"""Maximum number of its lines: a line of one character takes a hundred times its size in memory."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re.ASCII)
@@ -107,7 +109,9 @@ class _TooLargeError(ValueError):
     """A file is larger than a table may be."""
 
 
-def parsed_rows(path: Path, *, delimiters: str = ",", strip: bool = True) -> list[Row]:
+def parsed_rows(
+    path: Path, *, delimiters: str = ",", strip: bool = True, most: int = MAX_LINES
+) -> list[Row]:
     """Read the rows of a CSV file that are not blank; raise Python's own errors.
 
     Parameters
@@ -117,6 +121,8 @@ def parsed_rows(path: Path, *, delimiters: str = ",", strip: bool = True) -> lis
         Characters that can separate cells, as for :func:`read_rows`.
     strip : bool
         True to strip white space around cells.
+    most : int
+        Maximum number of lines, blank ones included.
 
     Raises
     ------
@@ -135,14 +141,16 @@ def parsed_rows(path: Path, *, delimiters: str = ",", strip: bool = True) -> lis
     if (stated := _STATED.match(text)) and stated[1] in delimiters:
         delimiter, text = stated[1], "\n" + text[stated.end() :]  # lines keep their numbers
     else:
-        first = next((line for line in text.splitlines() if line.strip()), "")
+        first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
         delimiter = max(delimiters, key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows = (
-        Row(reader.line_num, tuple(plain(c.strip() if strip else c) for c in cells))
-        for cells in reader
-    )
-    return [row for row in rows if any(row.cells)]
+    rows = []
+    for cells in reader:
+        if reader.line_num > most:
+            raise _TooLargeError(f"has more than {most:,} lines")
+        if any(found := tuple(plain(c.strip() if strip else c) for c in cells)):
+            rows.append(Row(reader.line_num, found))
+    return rows
 
 
 def safe(text: str) -> str:

@@ -19,7 +19,9 @@ from wsiad.core.ownership import called, discard, owner, try_folder
 from wsiad.core.signals import postponed
 
 _PROBE_BYTES = 256 * 1024
-_MOST_TEXT = 256 * 2**20  # bytes of a JSON file
+_MOST_TEXT = 64 << 20  # bytes; what wsiad states of a slide is below 1 kB in each of its files
+MOST_FACTS = 1 << 20
+"""Maximum size of a file with the facts of one slide, array or folder, bytes."""
 _DEEPEST = 64
 _MOST_DIGITS = 20
 
@@ -270,7 +272,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(
-    path: Path, error: type[WsiadError], *, remedy: str, keys: Sequence[str] = ()
+    path: Path,
+    error: type[WsiadError],
+    *,
+    remedy: str,
+    keys: Sequence[str] = (),
+    most: int = _MOST_TEXT,
 ) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -283,18 +290,20 @@ def read_json(
         Remedy of the error.
     keys : sequence of str
         Keys that the object must have.
+    most : int
+        Maximum size of the file, bytes.
 
     Raises
     ------
     WsiadError
-        An `error`: the file is missing or is not JSON, not an object, or lacks a key.
+        An `error`: the file is missing, too large or is not JSON, not an object, or lacks a key.
     """
 
     def unreadable(why: object) -> WsiadError:
         return error(f"cannot be read: {why}", subject=str(path), remedy=remedy)
 
     try:
-        values = parse_json(read_text(path))
+        values = parse_json(read_text(path, most=most))
     except (OSError, ValueError) as cause:
         raise unreadable(cause) from cause
     if not isinstance(values, dict):
@@ -318,8 +327,8 @@ def read_text(path: Path, *, most: int = _MOST_TEXT) -> str:
         raise OSError(errno.EINVAL, "is not a file", str(path))
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > most:
-            raise ValueError(f"it has more than {most} bytes")
-        return file.read().decode("utf-8")
+            raise ValueError(f"it has more than {most >> 20} MiB")
+        return file.read(most).decode("utf-8")
 
 
 def parse_json(text: str) -> Any:

@@ -225,6 +225,7 @@ CLAIM = ".claim"
 _GIVE_UP_SECONDS = 600.0
 _BEATS_MISSED = 4
 _LOOK_SECONDS = 0.5
+_MOST_OWNER = 4096  # bytes of a lock file
 
 logger = logging.getLogger(__name__)
 
@@ -378,7 +379,8 @@ def _acquire(path: Path, token: str, stale_seconds: float) -> None:
 
 def _owner(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            return file.read(_MOST_OWNER).decode("utf-8", "replace")
     except FileNotFoundError:
         return None
 

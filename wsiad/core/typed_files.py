@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 
 import pydantic
 
-from wsiad.core.csv_file import parsed_rows, table_text
+from wsiad.core.csv_file import MAX_LINES, parsed_rows, table_text
 from wsiad.core.errors import WsiadError
-from wsiad.core.files import read_json
+from wsiad.core.files import MOST_FACTS, read_json
 
 R = TypeVar("R")
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -44,6 +44,8 @@ class TableKind(Generic[R]):
         Significant digits of numbers; ``None`` for as many as restore the same float64.
     line_end : str
         End of a line.
+    most : int
+        Maximum number of lines of a table that is read.
     """
 
     row: type[R]
@@ -52,6 +54,7 @@ class TableKind(Generic[R]):
     error: type[WsiadError]
     digits: int | None = None
     line_end: str = "\n"
+    most: int = MAX_LINES
 
     def text(self, rows: Iterable[R]) -> str:
         """Return rows as CSV with a header."""
@@ -96,7 +99,7 @@ class TableKind(Generic[R]):
             ) from error
 
     def _rows(self, path: Path, needed: Sequence[str]) -> Iterator[tuple[int, R]]:
-        rows = parsed_rows(path, strip=False)
+        rows = parsed_rows(path, strip=False, most=self.most)
         header = rows[0].cells if rows else ()
         readers = _readers(self.row)
         must = [*_without_default(self.row), *needed]
@@ -154,15 +157,18 @@ def _reader(hint: Any) -> Callable[[str], object]:
     return read
 
 
-def read_record(path: Path, kind: type[M], error: type[WsiadError], *, remedy: str) -> M:
-    """Read a JSON file as a model.
+def read_record(
+    path: Path, kind: type[M], error: type[WsiadError], *, remedy: str, most: int = MOST_FACTS
+) -> M:
+    """Read a JSON file of at most `most` bytes as a model.
 
     Raises
     ------
     WsiadError
-        An `error`: the file is missing, is not JSON, or does not fit the model.
+        An `error`: the file is missing, too large or is not JSON, or does not fit the model.
     """
-    return checked(kind, read_json(path, error, remedy=remedy), path, error, remedy=remedy)
+    values = read_json(path, error, remedy=remedy, most=most)
+    return checked(kind, values, path, error, remedy=remedy)
 
 
 def checked(

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
+from wsiad.annotations.outlines import MAX_BYTES
 from wsiad.core.errors import EvaluationError
 from wsiad.core.files import write_json
 from wsiad.core.typed_files import read_record
@@ -152,4 +153,4 @@ def read_outlines(path: Path) -> TrueLesions | None:
     if not path.exists():
         return None
     remedy = "Run wsiad evaluate again, or delete it."
-    return read_record(path, TrueLesions, EvaluationError, remedy=remedy)
+    return read_record(path, TrueLesions, EvaluationError, remedy=remedy, most=MAX_BYTES)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
+from wsiad.core.csv_file import MAX_LINES
 from wsiad.core.errors import DetectorError, RunError
 from wsiad.core.files import atomic_file, read_text
 from wsiad.core.images import save_figure
@@ -119,7 +120,10 @@ def read_metrics(path: Path) -> list[MetricsRow]:
     if not path.is_file():
         return []
     try:
-        lines = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+        text = read_text(path)
+        if text.count("\n") > MAX_LINES:
+            raise ValueError(f"it has more than {MAX_LINES:,} lines")  # noqa: TRY301
+        lines = list(csv.DictReader(io.StringIO(text, newline="")))
         rows = [_parse(line) for line in lines[:-1]]
         with contextlib.suppress(TypeError, ValueError):  # the write was interrupted here
             rows += [_parse(line) for line in lines[-1:]]

@@ -124,7 +124,8 @@ def digest_of_detections(slide: SlideResults) -> str | None:
     path = slide.file(names.DETECTIONS)
     if path is None:
         return None
-    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def digests_of_detections(results: Path, slides: Iterable[str]) -> dict[str, str | None]:

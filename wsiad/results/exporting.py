@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wsiad.compute.batch import BatchTask
 from wsiad.core.config import build, differences
 from wsiad.core.errors import InputError, RunError, WsiadError
-from wsiad.core.files import read_json, write_json
+from wsiad.core.files import MOST_FACTS, read_json, write_json
 from wsiad.exports.export_format import chosen
 from wsiad.heatmaps.chosen_scales import choose_scales
 from wsiad.heatmaps.heatmap_task import HeatmapOptions, HeatmapRow
@@ -270,7 +270,9 @@ def _has_results(slide: SlideResults) -> bool:
 def _calibration(results: Path) -> Calibration:
     path = results / CALIBRATION
     try:
-        return Calibration.from_json(read_json(path, InputError, remedy=_WRITTEN_AGAIN))
+        return Calibration.from_json(
+            read_json(path, InputError, remedy=_WRITTEN_AGAIN, most=MOST_FACTS)
+        )
     except RunError as error:
         raise InputError(error.problem, subject=str(path), remedy=_WRITTEN_AGAIN) from error
 
@@ -283,7 +285,7 @@ def export_slide(task: ExportTask) -> HeatmapRow:
     InputError
         The results are damaged.
     """
-    record = read_json(task.folder / SLIDE, InputError, remedy=_AGAIN)
+    record = read_json(task.folder / SLIDE, InputError, remedy=_AGAIN, most=MOST_FACTS)
     row = _row(record, task)
     lacking = {kind.name for kind in chosen(task.formats)} - {*(record.get(FORMATS) or [])}
     if record.get(DERIVED) == task.derived and not lacking:
@@ -315,7 +317,8 @@ def lacks_evidence(folder: Path) -> bool:
     A slide whose record cannot be read has failed; scoring it again makes all parts again.
     """
     try:
-        return bool(read_json(folder / SLIDE, InputError, remedy=_AGAIN).get(LACKING))
+        record = read_json(folder / SLIDE, InputError, remedy=_AGAIN, most=MOST_FACTS)
+        return bool(record.get(LACKING))
     except InputError:
         return False
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from wsiad.annotations.geojson_outlines import MEMBER
+from wsiad.annotations.outlines import MAX_BYTES
 from wsiad.core.errors import InputError
 from wsiad.core.geometry import Box
 from wsiad.core.typed_files import read_record
@@ -96,7 +97,7 @@ def read_shapes(path: Path, bounds: Box) -> list[OutlinedShape]:
     InputError
         The file is missing or damaged.
     """
-    collection = read_record(path, _Collection, InputError, remedy=SCORE_AGAIN)
+    collection = read_record(path, _Collection, InputError, remedy=SCORE_AGAIN, most=MAX_BYTES)
     left, top = collection.counted_from.origin or (bounds.x, bounds.y)
     return [
         OutlinedShape(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pydantic
 
 from wsiad.core.errors import InputError, SlideOpenError
-from wsiad.core.files import read_json
+from wsiad.core.files import MOST_FACTS, read_json
 from wsiad.core.geometry import Box, Mpp, PixelMap, Size, Spacing
 from wsiad.core.typed_files import checked, read_record
 from wsiad.heatmaps.heatmap_task import HeatmapRow, SlideTask, identity_of
@@ -103,7 +103,7 @@ def slide_facts(folder: Path) -> dict[str, Any] | None:
     path = folder / SLIDE
     if not path.exists():
         return None
-    facts = read_json(path, InputError, remedy=SCORE_AGAIN)
+    facts = read_json(path, InputError, remedy=SCORE_AGAIN, most=MOST_FACTS)
     checked(_SlideFacts, facts, path, InputError, remedy=SCORE_AGAIN)
     return facts
 
@@ -234,7 +234,7 @@ def scored_record(task: SlideTask) -> tuple[dict[str, Any], HeatmapRow] | None:
     if not task.from_store and not task.slide.path.exists():
         _check_there(task)
     try:
-        record = read_json(path, InputError, remedy=SCORE_AGAIN)
+        record = read_json(path, InputError, remedy=SCORE_AGAIN, most=MOST_FACTS)
         identity = identity_of(task)
         same = {key: record[key] for key in identity} == identity
         row = HeatmapRow(**record["row"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiad.core.errors import ConfigError, InputError, RunError, StoreMismatchError
-from wsiad.core.files import read_json
+from wsiad.core.files import MOST_FACTS, read_json
 from wsiad.slides.inputs import SlideInput
 from wsiad.slides.slide_table import FAILED, SLIDES_TABLE, UNUSABLE, read_table
 from wsiad.stain.profile import StainProfile
@@ -39,7 +39,9 @@ def run_preparation(run: Path) -> tuple[Preparation, dict[str, Any]]:
     """
     path = run / PREPARATION
     remedy = "Train the detector again."
-    values = read_json(path, RunError, keys=["preparation", "stain_target"], remedy=remedy)
+    values = read_json(
+        path, RunError, keys=["preparation", "stain_target"], remedy=remedy, most=MOST_FACTS
+    )
     try:
         preparation = Preparation.model_validate(values["preparation"])
         StainProfile.from_dict(values["stain_target"])  # to be sure that it can be

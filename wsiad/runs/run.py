@@ -28,7 +28,7 @@ import pydantic
 
 from wsiad.core.config import CONFIG, RECORD, Config, build, idle_options_allowed
 from wsiad.core.errors import PluginError, RunError, WeightsError, WsiadError
-from wsiad.core.files import atomic_file, read_json, read_text, write_json
+from wsiad.core.files import MOST_FACTS, atomic_file, read_json, read_text, write_json
 from wsiad.core.geometry import Mpp, TilePx
 from wsiad.core.packages import Distribution, versions
 from wsiad.core.typed_files import checked
@@ -56,7 +56,6 @@ P = TypeVar("P", HealthyMaps, "HealthyExamples")
 _FORMAT = 1
 _REMEDY = "Use the version of wsiad that made the run, or train again."
 _COPY_AGAIN = "Train again, or copy the run again."
-_MOST_CONFIG = 1 << 20
 
 
 class RunRecord(Config):
@@ -260,7 +259,7 @@ class RunFolder:
         if not path.exists():
             return ""
         try:
-            return read_text(path, most=_MOST_CONFIG)
+            return read_text(path, most=MOST_FACTS)
         except (OSError, ValueError) as error:
             raise RunError(
                 f"cannot be read: {error}",
@@ -286,7 +285,7 @@ class RunFolder:
             The calibration is missing or damaged.
         """
         path = self.path / CALIBRATION
-        stored = read_json(path, RunError, remedy=_COPY_AGAIN)
+        stored = read_json(path, RunError, remedy=_COPY_AGAIN, most=MOST_FACTS)
         try:
             return Calibration.from_json(stored)
         except RunError as error:

@@ -19,6 +19,8 @@ SLIDES_TABLE = "slides.csv"
 REPORT = "report.html"
 """Name of the report in a store and in a results folder."""
 
+_MOST_LINES = 1_000_000
+
 OK, NO_TISSUE, UNUSABLE, FAILED = "ok", "no-tissue", "unusable", "failed"
 
 ROWS_AGAIN = (
@@ -146,6 +148,7 @@ def slide_table_kind(row: type[R]) -> TableKind[R]:
         InputError,
         digits=9,
         line_end="\r\n",
+        most=_MOST_LINES,
     )
 
 

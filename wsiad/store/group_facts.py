@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pydantic
 
 from wsiad.core.errors import StoreError
-from wsiad.core.files import read_json
+from wsiad.core.files import MOST_FACTS, read_json
 from wsiad.core.typed_files import first_fault
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _MOST_BYTES = 1 << 30
 _MOST_CHUNK_BYTES = 256 << 20
 
 _MADE_AGAIN = "Delete its folder, and run the command that made it again."
+
+_METADATA = "zarr.json"
 
 _GROUP_KEYS = {"attributes", "zarr_format", "node_type"}
 """Metadata of a group as wsiad writes them."""
@@ -128,8 +130,8 @@ def group_facts(folder: Path) -> dict[str, Any]:
     StoreError
         The group's metadata are missing or damaged.
     """
-    path = folder / "zarr.json"
-    values = read_json(path, StoreError, keys=["attributes"], remedy=_MADE_AGAIN)
+    path = folder / _METADATA
+    values = read_json(path, StoreError, keys=["attributes"], remedy=_MADE_AGAIN, most=MOST_FACTS)
     attributes = values["attributes"]
     facts = attributes.get("wsiad") if isinstance(attributes, dict) else None
     if values.get("zarr_format") != 3 or values.get("node_type") != "group":
@@ -148,11 +150,15 @@ def open_group(folder: Path) -> zarr.Group:
     Raises
     ------
     StoreError
-        The group is missing or damaged.
+        The group is missing or damaged; or its metadata, or that of one of its arrays, is larger
+        than what wsiad writes.
     """
     import zarr
 
     try:
+        for path in (folder / _METADATA, *folder.glob(f"*/{_METADATA}")):
+            if path.stat().st_size > MOST_FACTS:
+                raise ValueError(f"{path} has more than {MOST_FACTS >> 20} MiB")  # noqa: TRY301
         return zarr.open_group(folder, mode="r")
     except Exception as error:  # what zarr makes of damaged metadata has no end
         raise _damaged(folder, error) from error

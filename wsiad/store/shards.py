@@ -37,7 +37,7 @@ from zarr.abc.codec import ArrayBytesCodec
 from zarr.codecs import ZstdCodec
 from zarr.registry import get_codec_class, register_codec
 
-from wsiad.core.files import parse_json, read_text
+from wsiad.core.files import MOST_FACTS, parse_json, read_text
 from wsiad.tiling.preparation import CompressionOptions
 
 Tiles = npt.NDArray[np.uint8]
@@ -367,7 +367,7 @@ class ShardReader:
         OSError, ValueError
             The array's metadata cannot be read.
         """
-        layout = parse_json(read_text(folder / "zarr.json"))
+        layout = parse_json(read_text(folder / "zarr.json", most=MOST_FACTS))
         try:
             (sharding,) = layout["codecs"]
             inner = sharding["configuration"]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import shapely
 
 from wsiad.core.errors import ExportError
-from wsiad.core.files import write_text
+from wsiad.core.files import parse_json, read_text, write_text
 from wsiad.core.geometry import Box
 from wsiad.core.terminal import counted
 from wsiad.exports.export_format import ExportFormat, Findings
@@ -366,7 +366,7 @@ def add_measurements(path: Path, measurements: Sequence[Mapping[str, float]]) ->
     if not all(math.isfinite(value) for each in measurements for value in each.values()):
         raise ExportError("a measurement is not a finite number", subject=str(path))
     try:
-        collection = json.loads(path.read_text(encoding="utf-8"))
+        collection = parse_json(read_text(path))
         features = collection.pop("features")
         known = [feature["properties"]["measurements"] for feature in features]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiad.core.errors import ExportError
-from wsiad.core.files import parse_json, read_text, write_json, write_text
+from wsiad.core.files import MOST_FACTS, parse_json, read_text, write_json, write_text
 from wsiad.exports.qupath.objects import (
     CLASS_COLOUR,
     CLASS_NAME,
@@ -75,7 +75,7 @@ def write_scripts(folder: Path, results: Path) -> None:
     """Write all scripts into a folder; a script that a user has changed is left as it is."""
     for name in SCRIPTS:
         path, text = folder / name, script(name, results)
-        there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+        there = _text(path) if path.exists() else None
         if there == text:
             continue
         if there is not None and not _is_ours(there):
@@ -161,8 +161,15 @@ def write_project(
     if new == old:
         return
     if old is not None:
-        write_text(path.with_name(f"{PROJECT}.backup"), path.read_text(encoding="utf-8"))
+        write_text(path.with_name(f"{PROJECT}.backup"), read_text(path))
     write_json(path, new)
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path, most=MOST_FACTS)
+    except ValueError:
+        return ""  # none that wsiad wrote
 
 
 def file_uri(path: Path) -> str:
