@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 
 from wsiad.core.compiled import (
+    BLOCK,
+    CODE,
+    GROUP,
+    byte_products,
     compiled,
     kept_in,
     load_word,
     mean_of_3,
     mean_of_4,
     mean_of_5,
+    multiplies_bytes,
     prefetch,
     store_word,
 )
@@ -94,6 +99,42 @@ def test_a_weighted_mean_takes_all_channels_of_pixels_that_follow_one_another(ta
     again = np.full(10, 7, np.float32)
     mean(sums, np.uintp(6), weights, np.uintp(2), again, np.uintp(3))
     np.testing.assert_array_equal(again, means)
+
+
+@compiled
+def multiplied(codes, rows, blocks, sums, block, least, out):
+    return byte_products(codes, rows, blocks, sums, np.uintp(block), least, out)
+
+
+@pytest.mark.skipif(not multiplies_bytes(), reason="this processor has no such instruction")
+@pytest.mark.parametrize("largest", [False, True])
+def test_products_of_bytes_are_exact(largest):
+    """Also of the largest, whose sums other instructions cut off at 32,767."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-127, 128, (20, CODE)).astype(np.int8)
+    others = rng.integers(0, 256, (3 * BLOCK, CODE)).astype(np.uint8)
+    if largest:
+        codes[::2], others[::3] = 127, 255
+        codes[1::4], others[1::3] = -127, 255
+    sums = rng.integers(-(1 << 20), 1 << 20, 3 * BLOCK).astype(np.int32)
+    fours = others.reshape(3, BLOCK, CODE // 4, 4).transpose(0, 2, 1, 3)
+    given = (
+        codes.reshape(-1),
+        rng.permutation(20)[:GROUP],
+        np.ascontiguousarray(fours).reshape(-1),
+    )
+    right = codes[given[1]].astype(np.int64) @ others[BLOCK : 2 * BLOCK].T.astype(np.int64)
+    right += sums[BLOCK : 2 * BLOCK]
+    least = np.quantile(right, 0.9, axis=1).astype(np.int32)
+    least[2] = 1 << 30
+    reached = (right >= least[:, None]).any(axis=0)
+    assert 0 < reached.sum() < BLOCK
+    for function in (multiplied, byte_products):
+        out = np.zeros(GROUP * BLOCK + 1, np.int32)
+        bits = function(*given, sums, np.uintp(1), least, out[:-1])
+        np.testing.assert_array_equal(out[:-1].reshape(GROUP, BLOCK), right)
+        assert out[-1] == 0
+        assert bits == sum(1 << int(column) for column in np.flatnonzero(reached))
 
 
 MODULE = """

@@ -180,6 +180,146 @@ class _WeightedMean(_Compiled):
             return cast(Callable[..., Any], self._made)
 
 
+class _ByteProducts(_Compiled):
+    """Products of codes of bytes, of which the processor adds four of sixteen codes at once."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function as it was written: only compiled code has instructions."""
+        return self.py_func(*arguments)
+
+    def made(self) -> Callable[..., Any]:
+        """Return the products as compiled functions call them."""
+        from llvmlite import ir
+        from numba import types
+        from numba.extending import intrinsic
+
+        number, place = ir.IntType(32), ir.IntType(64)
+        wide = ir.VectorType(number, BLOCK)
+        nothing, all_alike = ir.Constant(wide, ir.Undefined), wide([0] * BLOCK)
+
+        def products(
+            _: Any, codes: Any, rows: Any, blocks: Any, sums: Any, block: Any, least: Any, out: Any
+        ) -> Any:
+            def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                def start(array: int, *at: Any) -> Any:
+                    kind = signature.args[array]
+                    data = context.make_array(kind)(context, builder, values[array]).data
+                    return builder.gep(data, list(at))
+
+                def alike(value: Any) -> Any:
+                    one = builder.insert_element(nothing, value, number(0))
+                    return builder.shuffle_vector(one, nothing, all_alike)
+
+                def vector(pointer: Any) -> Any:
+                    return builder.bitcast(pointer, wide.as_pointer())
+
+                function = ir.FunctionType(wide, [wide] * 3)
+                name = "llvm.x86.avx512.vpdpbusd.512"
+                add = builder.module.declare_intrinsic(name, [], function)
+                words = [
+                    builder.bitcast(
+                        start(0, builder.mul(builder.load(start(1, place(row))), place(CODE))),
+                        number.as_pointer(),
+                    )
+                    for row in range(GROUP)
+                ]
+                begin = builder.mul(values[4], place(BLOCK))
+                totals = [builder.load(vector(start(3, begin)), align=4)] * GROUP
+                begin = builder.mul(values[4], place(BLOCK * CODE))
+                for four in range(CODE // 4):
+                    at = builder.add(begin, place(4 * BLOCK * four))
+                    across = builder.load(vector(start(2, at)), align=1)
+                    for row, word in enumerate(words):
+                        own = alike(builder.load(builder.gep(word, [place(four)]), align=1))
+                        totals[row] = builder.call(add, [totals[row], across, own])
+                reached = None
+                for row, total in enumerate(totals):
+                    builder.store(total, vector(start(6, place(BLOCK * row))), align=4)
+                    bound = alike(builder.load(start(5, place(row))))
+                    here = builder.icmp_signed(">=", total, bound)
+                    reached = here if reached is None else builder.or_(reached, here)
+                return builder.zext(builder.bitcast(reached, ir.IntType(BLOCK)), number)
+
+            return types.uint32(codes, rows, blocks, sums, types.uintp, least, out), code
+
+        with self._lock:
+            self._made = self._made or intrinsic(products)
+            return cast(Callable[..., Any], self._made)
+
+
+CODE, BLOCK, GROUP = 64, 16, 8
+"""Number of bytes of a code, of codes in a block, and of codes that are multiplied by a block."""
+
+Codes = npt.NDArray[np.int8]
+"""C-contiguous array of one axis."""
+Indices = npt.NDArray[np.int64]
+Sums = npt.NDArray[np.int32]
+
+
+def _byte_products(
+    codes: Codes,
+    rows: Indices,
+    blocks: Bytes,
+    sums: Sums,
+    block: np.uintp,
+    least: Sums,
+    out: Sums,
+) -> np.uint32:
+    """Multiply eight codes by the sixteen of a block, and tell which of these reach a bound.
+
+    It is for compiled loops, where :func:`multiplies_bytes`. No position is checked.
+
+    Parameters
+    ----------
+    codes : ndarray of int8, (64 · N,)
+    rows : ndarray of int64, (8,)
+        Which of the codes.
+    blocks : ndarray of uint8, (1024 · M,)
+        Codes in blocks of 16: the first four bytes of each of them, then the next four.
+    sums : ndarray of int32, (16 · M,)
+        What the products are added to.
+    block : uintp
+        Number of the block.
+    least : ndarray of int32, (8,)
+        Bounds of the sums.
+    out : ndarray of int32, (128,)
+        Memory of the sums, of one row after the other.
+
+    Returns
+    -------
+    uint32
+        One bit for each code of the block, which is set if a row's sum is its bound or more.
+    """
+    own = codes.reshape(-1, CODE)[rows].astype(np.int32)
+    across = blocks.reshape(-1, CODE // 4, BLOCK, 4)[block].transpose(1, 0, 2).reshape(BLOCK, CODE)
+    found = own @ across.T.astype(np.int32) + sums.reshape(-1, BLOCK)[block]
+    out[:] = found.reshape(-1)
+    reached = (found >= least[:, None]).any(axis=0)
+    return np.uint32(reached @ (1 << np.arange(BLOCK)))
+
+
+byte_products = cast(
+    "Callable[[Codes, Indices, Bytes, Sums, np.uintp, Sums, Sums], np.uint32]",
+    _ByteProducts(cast(FunctionType, _byte_products)),
+)
+
+
+@functools.cache
+def multiplies_bytes() -> bool:
+    """Tell whether compiled functions have the instruction of :func:`byte_products`.
+
+    It is part of AVX-512 VNNI. Numba is asked, not the processor: it can be told to leave
+    instructions out (``NUMBA_CPU_FEATURES``), or not to compile at all (``NUMBA_DISABLE_JIT``).
+    """
+    from numba.core import config
+    from numba.core.registry import cpu_target
+
+    if cast(Any, config).DISABLE_JIT:
+        return False
+    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    return {"+avx512f", "+avx512vnni"} <= set(features)
+
+
 Floats = npt.NDArray[np.float32]
 """C-contiguous array of one axis."""
 

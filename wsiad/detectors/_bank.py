@@ -19,9 +19,18 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.core.compiled import compiled, compiled_sum
-from wsiad.detectors._cells import UNIT, Cells, Doubles, Floats, Indices, squared, within
-from wsiad.detectors._codes import Coded, Codes, Sums, products
+from wsiad.detectors._byte_blocks import Blocks, compare
+from wsiad.detectors._cells import (
+    UNIT,
+    Cells,
+    Doubles,
+    Floats,
+    Indices,
+    listed,
+    squared,
+    within,
+)
+from wsiad.detectors._codes import Coded, Codes, refine
 from wsiad.detectors._features import FeatureDetector, FeatureOptions
 from wsiad.detectors._vectors import nearest
 from wsiad.learning.detector import DetectorOptions, InputSpec, Scores, Tiles
@@ -31,9 +40,7 @@ _LEAST_VECTORS = 1024  # of banks that are worth parting
 _ASKED = 8192  # vectors that are searched at once
 _HELD_VALUES = 1 << 22  # of vectors that wait for others: 16 MiB
 _ROWS, _COLUMNS = 512, 1024  # of products, which a core's own cache holds
-_CHUNK = 128  # products that are looked at together
 _FAR = 3.0  # times the error of the bank's own codes
-_LARGEST = {torch.int8: 2e9, torch.float32: 3e38}  # of sums of codes
 
 
 class BankOptions(FeatureOptions):
@@ -155,7 +162,7 @@ class Bank:
         self.vectors = vectors
         self.probes = probes
         self._cells: Cells | None = None
-        self._held: dict[bool, tuple[Codes, Coded]] = {}
+        self._held: dict[bool, tuple[Codes, Coded | Blocks]] = {}
         # Other devices compare all vectors, unless only some are asked for.
         wanted = probes is not None or vectors.device.type == "cpu"
         if wanted and len(vectors) >= _LEAST_VECTORS:
@@ -196,23 +203,31 @@ class Bank:
         columns = [(asked - self.vectors[column]).norm(dim=1) for column in found.T]
         return torch.stack(columns, dim=1), found
 
-    def _codes(self, *, for_far: bool) -> tuple[Codes, Coded]:
+    def _codes(self, *, for_far: bool) -> tuple[Codes, Coded | Blocks]:
         """Return the codes of the bank, cell by cell; those for far vectors are floats."""
-        assert self._cells is not None
+        cells = self._cells
+        assert cells is not None
         if for_far not in self._held:
             floats = Codes.found(self.vectors, in_bytes=False) if for_far else None
             codes = floats or Codes.of(self.vectors)
-            order = torch.from_numpy(self._cells.order)
-            self._held[for_far] = codes, codes.coded(self.vectors, order)
+            held = codes.coded(self.vectors, torch.from_numpy(cells.order))
+            self._held[for_far] = (
+                codes,
+                held
+                if codes.turn is None
+                else Blocks.of(held, order=cells.order, starts=cells.starts, scale=codes.scale),
+            )
         return self._held[for_far]
 
     def _found(self, asked: Tensor, count: int) -> Tensor:
         """Return the indices of the nearest vectors, int64 (N, count)."""
         codes, held = self._codes(for_far=False)
         coded = codes.coded(asked)
+        if isinstance(held, Coded):
+            return self._searched(asked, count, codes=codes, coded=coded, held=held)
         # Bytes end where those of the bank do: beyond, they rule nothing out.
-        far = torch.from_numpy(coded.errors > _FAR * np.median(held.errors))
-        if codes.turn is None or not far.any():
+        far = torch.from_numpy(coded.errors > _FAR * held.usual_error)
+        if not far.any():
             return self._searched(asked, count, codes=codes, coded=coded, held=held)
         found = torch.empty(len(asked), count, dtype=torch.int64)
         floats, held_floats = self._codes(for_far=True)
@@ -223,7 +238,7 @@ class Bank:
         return found
 
     def _searched(
-        self, asked: Tensor, count: int, *, codes: Codes, coded: Coded, held: Coded
+        self, asked: Tensor, count: int, *, codes: Codes, coded: Coded, held: Coded | Blocks
     ) -> Tensor:
         cells = self._cells
         assert cells is not None
@@ -298,7 +313,7 @@ class _Search:
     bank: Floats
     cells: Cells
     coded: Coded
-    held: Coded
+    held: Coded | Blocks
     codes: Codes
     lengths: Floats
     slack: Floats
@@ -315,20 +330,49 @@ class _Search:
         cells = self.cells
         limits: Doubles = np.sqrt(self.best[:, -1]) + self.slack
         bounds = (squares, own, cells.radii, cells.margins, cells.apart, limits, self.rounding)
-        counts = np.zeros(len(cells.centres) + 1, np.int64)
-        within(*bounds, counts, np.empty(0, np.int64))
-        starts = np.cumsum(counts)
-        rows = np.empty(starts[-1], np.int64)
-        within(*bounds, starts.copy(), rows)
+        near, counts = np.empty(squares.shape, np.bool_), np.empty(squares.shape[1], np.int64)
+        within(*bounds, near, counts)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        rows = np.empty(starts[-1] + 1, np.int64)
+        listed(near, starts, rows)
         self.through(rows, starts)
 
     def through(self, rows: Indices, starts: Indices) -> None:
         """Compare vectors with cells: those of ``rows`` from ``starts`` on with each."""
+        if isinstance(self.held, Blocks):
+            self._by_bytes(self.held, rows, starts)
+        else:
+            self._by_floats(self.held, rows, starts)
+
+    def _by_bytes(self, held: Blocks, rows: Indices, starts: Indices) -> None:
+        codes = self.coded.codes.numpy()
+        owns = 128 * codes.sum(axis=1, dtype=np.int32)
+
+        def compared(part: slice) -> None:
+            compare(
+                self.asked,
+                self.bank,
+                codes.reshape(-1),
+                owns,
+                self.coded.squares,
+                self.coded.errors,
+                rows,
+                starts,
+                part.start,
+                part.stop,
+                held,
+                self.best,
+                self.found,
+            )
+
+        with ThreadPoolExecutor(threads := torch.get_num_threads()) as pool:
+            list(pool.map(compared, _cuts(len(codes), threads)))
+
+    def _by_floats(self, held: Coded, rows: Indices, starts: Indices) -> None:
         cells = self.cells
         threads = torch.get_num_threads()
-        kind = torch.float32 if self.coded.codes.is_floating_point() else torch.int32
         # Fresh memory costs as much as the work.
-        memory = torch.empty(_ROWS * threads * _COLUMNS, dtype=kind)
+        memory = torch.empty(_ROWS * threads * _COLUMNS)
         with ThreadPoolExecutor(threads) as pool:
             for cell in np.flatnonzero(np.diff(starts)).tolist():
                 among = rows[starts[cell] : starts[cell + 1]]
@@ -336,26 +380,27 @@ class _Search:
                 blocks = range(cells.starts[cell], cells.starts[cell + 1], _COLUMNS)
                 for begin in blocks:
                     end = min(begin + _COLUMNS, cells.starts[cell + 1])
-                    block = self.held.codes[begin:end].T
+                    block = held.codes[begin:end].T
                     for first in range(0, len(among), _ROWS * threads):
                         part = among[first : first + _ROWS * threads]
                         made = memory[: len(part) * (end - begin)].view(len(part), end - begin)
-                        products(asked[first : first + len(part)], block, made)
+                        torch.mm(asked[first : first + len(part)], block, out=made)
                         found = made.numpy()
                         if threads == 1:
-                            self._refine(found, part, begin)
+                            self._refine(held, found, part, begin)
                             continue
                         cuts = [cut for cut in _cuts(len(part), threads) if len(part[cut])]
                         tasks = [
-                            pool.submit(self._refine, found[cut], part[cut], begin) for cut in cuts
+                            pool.submit(self._refine, held, found[cut], part[cut], begin)
+                            for cut in cuts
                         ]
                         for task in tasks:
                             task.result()
 
-    def _refine(self, dots: Sums, rows: Indices, begin: int) -> None:
+    def _refine(self, held: Coded, dots: Floats, rows: Indices, begin: int) -> None:
         block = slice(begin, begin + dots.shape[1])
-        squares = self.held.squares[block]
-        _refine(
+        squares = held.squares[block]
+        refine(
             dots,
             rows,
             squares,
@@ -364,11 +409,9 @@ class _Search:
             self.bank,
             self.coded.squares,
             self.coded.errors,
-            float(self.held.errors[block].max()),
-            self.codes.scale,
+            float(held.errors[block].max()),
             self.codes.rounding,
             float(squares.max()) ** 0.5,
-            _LARGEST[self.coded.codes.dtype],
             self.best,
             self.found,
         )
@@ -383,105 +426,3 @@ def _beyond(squares: Tensor, probes: int) -> Tensor:
     """Tell for squared distances, (N, M), whether so many of a row are smaller."""
     probes = min(probes, squares.shape[1])
     return squares > squares.kthvalue(probes, dim=1, keepdim=True).values
-
-
-@compiled_sum
-def square_distance(one: Floats, other: Floats) -> float:
-    """Return the squared distance of two vectors, summed in float64."""
-    total = 0.0
-    for channel in range(len(one)):
-        away = np.float64(one[channel]) - np.float64(other[channel])
-        total += away * away
-    return total
-
-
-@compiled
-def _any_below(dots: Sums, squares: Sums, limit: np.int32 | np.float32) -> bool:
-    count, two = np.int32(0), dots.dtype.type(2)
-    for place in range(len(dots)):
-        count += np.int32(squares[place] - two * dots[place] <= limit)
-    return bool(count > 0)
-
-
-@compiled
-def _lowest(dots: Sums, squares: Sums) -> int:
-    """Return the place of the code that is nearest."""
-    two = dots.dtype.type(2)
-    lowest, at = squares[0] - two * dots[0], 0
-    for place in range(len(dots)):
-        lowest = min(lowest, squares[place] - two * dots[place])
-    while at < len(dots) - 1 and squares[at] - two * dots[at] > lowest:
-        at += 1
-    return at
-
-
-@compiled
-def _most(best: float, spare: float, scale: float, square: float, largest: float) -> float:
-    """Return the largest square, less ``square``, of a code's distance if the vector is nearer."""
-    reach = (np.sqrt(best) + spare) / scale
-    most = reach * reach * 1.000001 - square
-    if not most > -largest:  # also of a vector that is not finite
-        return -largest
-    return min(most, largest)
-
-
-@compiled
-def _refine(
-    dots: Sums,
-    rows: Indices,
-    squares: Sums,
-    order: Indices,
-    asked: Floats,
-    bank: Floats,
-    lengths: Sums,
-    errors: Floats,
-    error: float,
-    scale: float,
-    rounding: float,
-    longest: float,
-    largest: float,
-    best: Doubles,
-    found: Indices,
-) -> None:
-    """Compare the vectors that are not ruled out, and keep the nearest.
-
-    ``dots`` are products of codes whose squared lengths are ``lengths`` and ``squares``, and whose
-    errors are ``errors`` and at most ``error``; no code of ``squares`` is longer than ``longest``.
-    ``best`` are increasing squared distances, and ``found`` who has them; of equal ones the first
-    of the bank is first.
-    """
-    last = best.shape[1] - 1
-    for row in range(len(rows)):
-        i = rows[row]
-        if last == 0 and best[i, 0] == np.inf:
-            # The one whose code is nearest first: few others are then near enough.
-            index = order[_lowest(dots[row], squares)]
-            square = square_distance(asked[i], bank[index])
-            if square < best[i, 0]:  # not if it is no number
-                best[i, 0], found[i, 0] = square, index
-        length = np.float64(lengths[i])
-        spare = errors[i] + error
-        length -= rounding * (np.sqrt(length) + longest) ** 2
-        limit = dots.dtype.type(_most(best[i, last], spare, scale, length, largest))
-        for begin in range(0, len(order), _CHUNK):
-            chunk, across = dots[row, begin : begin + _CHUNK], squares[begin : begin + _CHUNK]
-            if not _any_below(chunk, across, limit):
-                continue
-            for place in range(len(chunk)):
-                if not across[place] - 2 * chunk[place] <= limit:
-                    continue
-                index = order[begin + place]
-                square = square_distance(asked[i], bank[index])
-                at = last
-                if not (square < best[i, at] or (square == best[i, at] and index < found[i, at])):
-                    continue
-                while at > 0 and (
-                    square < best[i, at - 1]
-                    or (square == best[i, at - 1] and index < found[i, at - 1])
-                ):
-                    best[i, at] = best[i, at - 1]
-                    found[i, at] = found[i, at - 1]
-                    at -= 1
-                best[i, at] = square
-                found[i, at] = index
-                limit = dots.dtype.type(_most(best[i, last], spare, scale, length, largest))

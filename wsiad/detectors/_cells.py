@@ -15,11 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from wsiad.core.compiled import compiled
+from wsiad.core.compiled import compiled, compiled_sum
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 UNIT = 2.0**-24
 """Largest relative rounding of a float32."""
@@ -209,6 +210,37 @@ def _parts(vectors: Tensor) -> Iterator[Tensor]:
     return iter(torch.split(vectors, _BLOCK))
 
 
+@compiled_sum
+def square_distance(one: Floats, other: Floats) -> float:
+    """Return the squared distance of two vectors, summed in float64."""
+    total = 0.0
+    for channel in range(len(one)):
+        away = np.float64(one[channel]) - np.float64(other[channel])
+        total += away * away
+    return total
+
+
+@compiled
+def enter(best: Doubles, found: Indices, row: int, square: float, index: int) -> bool:
+    """Enter a vector among the nearest of a row, and tell whether it is one of them.
+
+    ``best`` are increasing squared distances, and ``found`` who has them; of equal ones the first
+    of the bank is first.
+    """
+    at = best.shape[1] - 1
+    if not (square < best[row, at] or (square == best[row, at] and index < found[row, at])):
+        return False
+    while at > 0 and (
+        square < best[row, at - 1] or (square == best[row, at - 1] and index < found[row, at - 1])
+    ):
+        best[row, at] = best[row, at - 1]
+        found[row, at] = found[row, at - 1]
+        at -= 1
+    best[row, at] = square
+    found[row, at] = index
+    return True
+
+
 @compiled
 def within(
     squares: Floats,
@@ -218,35 +250,41 @@ def within(
     apart: Floats,
     limits: Doubles,
     rounding: Floats,
-    places: Indices,
-    rows: Indices,
+    near: Flags,
+    counts: Indices,
 ) -> None:
     """Find the vectors for which a cell, other than their own, can hold a neighbour.
 
     No neighbour is farther than ``limits``. Cells of infinite ``squares``, the squared distances
     (N, M) from the centres whose errors are below ``rounding``, are left out.
 
-    ``places`` are counted up from one after the cell's number, or, if there is room in ``rows``,
-    from its own, where the vectors are written.
+    ``near``, (N, M), is set to what was found, and ``counts``, (M,), to the number of vectors.
     """
-    writes = len(rows) > 0
+    counts[:] = 0
     for i in range(len(squares)):
-        near = squares[i, own[i]]
-        error = rounding[i]
-        limit = limits[i]
+        mine, limit, error = own[i], limits[i], rounding[i]
+        ahead, between = margins[mine], apart[mine]
+        nearest = squares[i, mine] + 4 * error
         for cell in range(squares.shape[1]):
-            if cell == own[i]:
-                continue
-            if squares[i, cell] == np.inf:
-                continue
+            square = squares[i, cell]
             reach = limit + radii[cell] * 1.00001
-            if squares[i, cell] - error > reach * reach:
-                continue
-            ahead = margins[own[i], cell] + squares[i, cell] - near - 4 * error
-            if ahead > 2.00001 * apart[own[i], cell] * limit:
-                continue
-            if writes:
-                rows[places[cell]] = i
-                places[cell] += 1
-            else:
-                places[cell + 1] += 1
+            # Not "is at most": a number that is none rules nothing out.
+            beyond = (square - error > reach * reach) | (square == np.inf)
+            beyond |= ahead[cell] + square - nearest > 2.00001 * between[cell] * limit
+            near[i, cell] = not beyond
+        near[i, mine] = False
+        for cell in range(squares.shape[1]):
+            counts[cell] += near[i, cell]
+
+
+@compiled
+def listed(near: Flags, starts: Indices, rows: Indices) -> None:
+    """Write the rows of each column of ``near`` to ``rows``, from the column's start on.
+
+    ``rows`` has room for one more than there are.
+    """
+    for cell in range(near.shape[1]):
+        place = starts[cell]
+        for i in range(len(near)):
+            rows[place] = i  # of no flag: the next row, or the next column's, is written over it
+            place += near[i, cell]

@@ -6,22 +6,30 @@ instructions for them (AVX-512 VNNI) compute them several times as fast as those
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from wsiad.detectors._cells import UNIT, Floats, evenly, principal
-
-Sums = npt.NDArray[np.int32 | np.float32]
+from wsiad.core.compiled import CODE, compiled, multiplies_bytes
+from wsiad.detectors._cells import (
+    UNIT,
+    Doubles,
+    Floats,
+    Indices,
+    enter,
+    evenly,
+    principal,
+    square_distance,
+)
 
 _LARGEST = 127
-_DIMENSIONS = {True: 64, False: 32}  # of bytes, of floats
+_MOST_SQUARE = 3e38  # of a distance of codes
+_CHUNK = 128  # products that are looked at together
+_DIMENSIONS = {True: CODE, False: 32}  # of bytes, of floats
 _SEED = 0  # of the rotation
 _BLOCK = 8192  # vectors worked on at once
 _SAMPLE = 1 << 14  # vectors from which components are found
@@ -37,7 +45,8 @@ class Coded:
     Parameters
     ----------
     codes : Tensor of int8 or float32, (N, K)
-    squares : ndarray of int32 or float32, (N,)
+        Bytes are filled up with zeros to 64.
+    squares : ndarray of float32, (N,)
         Squared lengths of the codes.
     errors : ndarray of float32, (N,)
         By how much, at most, the distance of two vectors is smaller than that of their codes times
@@ -45,7 +54,7 @@ class Coded:
     """
 
     codes: Tensor
-    squares: Sums
+    squares: Floats
     errors: Floats
 
 
@@ -80,7 +89,7 @@ class Codes:
     @classmethod
     def of(cls, vectors: Tensor) -> Codes:
         """Find the codes of vectors on the CPU, (B, C), that are compared most quickly."""
-        if bytes_are_quick() and (found := cls.found(vectors, in_bytes=True))._is_fine(vectors):
+        if multiplies_bytes() and (found := cls.found(vectors, in_bytes=True))._is_fine(vectors):
             return found
         return cls.found(vectors, in_bytes=False)
 
@@ -139,8 +148,8 @@ class Codes:
         codes = (turned / self.scale).round_().clamp_(-_LARGEST, _LARGEST).nan_to_num_(0)
         errors += (turned - codes * self.scale).norm(dim=1)
         return Coded(
-            codes=codes.to(torch.int8),
-            squares=codes.square().sum(dim=1).to(torch.int32).numpy(),
+            codes=pad(codes.to(torch.int8), (0, CODE - width)),
+            squares=codes.square().sum(dim=1).numpy(),
             errors=errors.numpy(),
         )
 
@@ -152,38 +161,80 @@ class Codes:
         return torch.cat([found, left - self.rest], dim=1)
 
 
-def products(asked: Tensor, block: Tensor, out: Tensor) -> None:
-    """Multiply codes, (N, K) and (K, B); products of bytes are exact.
+@compiled
+def _any_below(dots: Floats, squares: Floats, limit: np.float32) -> bool:
+    count, two = np.int32(0), np.float32(2)
+    for place in range(len(dots)):
+        count += np.int32(squares[place] - two * dots[place] <= limit)
+    return bool(count > 0)
 
-    Parameters
-    ----------
-    asked, block : Tensor of int8, or of float32
-    out : Tensor of int32, or of float32, (N, B)
-        Contiguous memory of the products.
+
+@compiled
+def _lowest(dots: Floats, squares: Floats) -> int:
+    """Return the place of the code that is nearest."""
+    two = np.float32(2)
+    lowest, at = squares[0] - two * dots[0], 0
+    for place in range(len(dots)):
+        lowest = min(lowest, squares[place] - two * dots[place])
+    while at < len(dots) - 1 and squares[at] - two * dots[at] > lowest:
+        at += 1
+    return at
+
+
+@compiled
+def _most(best: float, spare: float, square: float) -> np.float32:
+    """Return the largest square, less ``square``, of a code's distance if the vector is nearer."""
+    reach = np.sqrt(best) + spare
+    most = reach * reach * 1.000001 - square
+    if not most > -_MOST_SQUARE:  # also of a vector that is not finite
+        return np.float32(-_MOST_SQUARE)
+    return np.float32(min(most, _MOST_SQUARE))
+
+
+@compiled
+def refine(
+    dots: Floats,
+    rows: Indices,
+    squares: Floats,
+    order: Indices,
+    asked: Floats,
+    bank: Floats,
+    lengths: Floats,
+    errors: Floats,
+    error: float,
+    rounding: float,
+    longest: float,
+    best: Doubles,
+    found: Indices,
+) -> None:
+    """Compare the vectors that are not ruled out, and keep the nearest.
+
+    ``dots`` are products of codes whose squared lengths are ``lengths`` and ``squares``, and whose
+    errors are ``errors`` and at most ``error``; no code of ``squares`` is longer than ``longest``.
+    For ``best`` and ``found`` see
+    :func:`~wsiad.detectors._cells.enter`.
     """
-    if asked.dtype == torch.int8:
-        torch._int_mm(asked, block, out=out)
-    else:
-        torch.mm(asked, block, out=out)
-
-
-@functools.cache
-def bytes_are_quick() -> bool:
-    """Tell whether this processor has instructions (AVX-512 VNNI) that multiply bytes exactly.
-
-    torch multiplies bytes by them, in its library oneDNN; without it, one by one.
-    """
-    supported = getattr(torch.cpu, "_is_vnni_supported", None)
-    if supported is None or not supported() or not hasattr(torch, "_int_mm"):
-        return False
-    library: Any = torch.backends.mkldnn
-    if not (library.is_available() and library.enabled):
-        return False
-    largest = torch.full((32, _DIMENSIONS[True]), _LARGEST, dtype=torch.int8)
-    largest[::2] *= -1
-    found = torch.empty(32, 32, dtype=torch.int32)
-    try:
-        torch._int_mm(largest, largest.T, out=found)
-    except (RuntimeError, NotImplementedError):
-        return False
-    return bool((found == largest.int() @ largest.T.int()).all())
+    last = best.shape[1] - 1
+    for row in range(len(rows)):
+        i = rows[row]
+        if last == 0 and best[i, 0] == np.inf:
+            # The one whose code is nearest first: few others are then near enough.
+            index = order[_lowest(dots[row], squares)]
+            square = square_distance(asked[i], bank[index])
+            if square < best[i, 0]:  # not if it is no number
+                best[i, 0], found[i, 0] = square, index
+        length = np.float64(lengths[i])
+        spare = errors[i] + error
+        length -= rounding * (np.sqrt(length) + longest) ** 2
+        limit = _most(best[i, last], spare, length)
+        for begin in range(0, len(order), _CHUNK):
+            chunk, across = dots[row, begin : begin + _CHUNK], squares[begin : begin + _CHUNK]
+            if not _any_below(chunk, across, limit):
+                continue
+            for place in range(len(chunk)):
+                if not across[place] - 2 * chunk[place] <= limit:
+                    continue
+                index = order[begin + place]
+                square = square_distance(asked[i], bank[index])
+                if enter(best, found, i, square, index):
+                    limit = _most(best[i, last], spare, length)

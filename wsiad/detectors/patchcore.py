@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from wsiad.core.compiled import compiled
-from wsiad.detectors._bank import Bank, BankDetector, BankOptions, square_distance
+from wsiad.detectors._bank import Bank, BankDetector, BankOptions
+from wsiad.detectors._cells import square_distance
 from wsiad.detectors._features import TWO_DEPTHS, DefaultLayers
 from wsiad.detectors._stored import Vectors
 from wsiad.detectors._vectors import check_count
