@@ -377,11 +377,16 @@ def test_results_are_resumed_and_not_mixed(tmp_path, monkeypatch):
     stub = score(run, path, tmp_path / "out").failed[0].reason
     assert stub.startswith(f"has results, but {path} is empty (0 bytes)")
     assert "takes its results as they are" in stub
+    assert [row.status for row in wsiad.export(results=tmp_path / "out", quiet=True).rows] == ["ok"]
     assert "delete" not in stub
     (tmp_path / "m.csv").write_text("slide\ns.tif\n")
     path.unlink()
     away = score(run, tmp_path / "m.csv", tmp_path / "out").failed[0].reason
     assert away.startswith(f"has results, but there is no file {path} now. Put it back")
+    assert away.endswith("which takes its results as they are; so does wsiad export, without it.")
+    (kept,) = wsiad.export(results=tmp_path / "out", quiet=True).rows
+    assert (kept.status, kept.score_max) == ("ok", first.rows[0].score_max)
+    assert not wsiad.Results(tmp_path / "out").slides[0].reason
     path.write_bytes(whole)
     assert score(run, path, tmp_path / "out").rows == first.rows
     write_tiff(path, stained(200, 200, seed=5), mpp=0.5, levels=1)

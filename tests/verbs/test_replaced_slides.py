@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from wsiad.results.job_status import job_status
 from wsiad.runs.extending import same_training
 from wsiad.runs.healthy_tiles import NO_ROW, healthy_slides
 from wsiad.runs.run import RunFolder
-from wsiad.slides.slide_table import read_table
+from wsiad.slides.slide_table import SlideTable, read_table
 from wsiad.store import tile_store
 from wsiad.store.tile_source import StoreTiles
 from wsiad.store.tile_store import OVERVIEWS, TileStore
@@ -85,17 +86,53 @@ def test_a_slide_whose_file_is_away_is_not_said_to_be_another(store, tmp_path):
     (slides / "s1.tif").unlink()
     (slides / "t1.tif").write_bytes(b"")
     failed = {row.slide: row.reason for row in tile(tmp_path).failed}
-    assert f"is in the store, but there is no file {slides / 's1.tif'} now" in failed["s1"]
-    assert "Put it back, or mount its disk." in failed["s1"]
+    assert f"there is no file {slides / 's1.tif'} now. Put it back, or mount its" in failed["s1"]
     assert f"{slides / 't1.tif'} is empty (0 bytes)" in failed["t1"]
     for reason in failed.values():
+        assert f"{WHY.removesuffix('of this name')}than was last there, and " in reason
         assert "run the same command again; until then nothing uses its tiles" in reason
         assert "delete" not in reason
+    assert {row.slide: row.reason for row in tile(tmp_path).failed} == failed
     assert TileStore(store).names() == ["s0", "s2", "t0"]
     for name in ("s1", "t1"):
         shutil.copy2(before / f"{name}.tif", slides)
     assert not tile(tmp_path).failed
     assert TileStore(store).names() == sorted(LABELS)
+
+
+def test_tiles_stay_in_use_when_their_files_are_away(store, tmp_path):
+    slides = tmp_path / "slides"
+    used = {name: TileStore(store).slide(name).fingerprint for name in ("s0", "s2", "t0")}
+    (slides / "s0.tif").unlink()
+    (slides / "s2.tif").unlink()
+    (slides / "s2.tif").symlink_to(tmp_path / "archive" / "s2.tif")
+    (slides / "t0.tif").write_bytes(b"")
+    there = "its tiles are those of the file that was there"
+    for _ in range(2):
+        made = tile(tmp_path)
+        rows = {row.slide: row for row in made.rows if row.slide in used}
+        assert {row.status for row in rows.values()} == {"ok"}
+        assert rows["s0"].reason == f"there is no file {slides / 's0.tif'} now; {there}"
+        assert rows["s2"].reason == f"there is no file {slides / 's2.tif'} now; {there}"
+        assert rows["t0"].reason.endswith(f"a stub of an archive, or a failed copy; {there}")
+        assert "though the files are away, of 3 slides (s0, s2, t0)" in made.summary
+    again = wsiad.tile(slides=slides, out=store, **PLAIN)  # a folder with the link and the stub
+    assert {row.slide for row in again.rows if there in row.reason} == {"s2", "t0"}
+    tile(tmp_path)  # with the labels of the manifest again
+    table, row = SlideTable(store / "slides.csv", TileRow), rows["s0"]
+    assert not table.changed([replace(row, reason="", label="tumor")]), "nothing was done on it"
+    assert table.changed([replace(row, seconds=row.seconds + 9)])
+    seen = wsiad.tile(slides=tmp_path / "slides.csv", out=store, dry_run=True, **PLAIN)
+    assert [row.slide for row in seen.preview.problems] == ["s1", "t1"]
+    found, _ = healthy_slides(TileStore(store), None)
+    assert {slide.name: slide.fingerprint for slide in found} == {n: used[n] for n in ("s0", "s2")}
+    # A file of another name may be another slide, which has another label.
+    (tmp_path / "slides.csv").write_text("path,name,label\nslides/x.tif,s0,tumor\n")
+    (row,) = tile(tmp_path).failed
+    assert "mount its disk; or state the name 's0.tif', by which it was tiled" in row.reason
+    (tmp_path / "slides.csv").write_text("path,name,label\nanywhere/s0.tif,s0,normal\n")
+    assert not tile(tmp_path).failed
+    assert [slide.name for slide in healthy_slides(TileStore(store), None)[0]] == ["s0", "s2"]
 
 
 def test_training_leaves_them_out_and_says_why(store, tmp_path):

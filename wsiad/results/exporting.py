@@ -42,7 +42,7 @@ from wsiad.results.slide_results import SlideResults
 from wsiad.runs.calibration import Calibration
 from wsiad.runs.healthy_maps import HealthyMaps
 from wsiad.slides.inputs import SlideInput
-from wsiad.slides.slide_files import slide_fingerprint
+from wsiad.slides.slide_files import away_problem, slide_fingerprint
 from wsiad.slides.slide_table import FAILED, OK, without_result
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _has_results(slide: SlideResults) -> bool:
         facts = slide.facts()
         if facts is None or slide.row.status != FAILED:
             return facts is not None
-        return not path.is_file() or slide_fingerprint(path) == facts["fingerprint"]
+        return away_problem(path) is not None or slide_fingerprint(path) == facts["fingerprint"]
     except (WsiadError, OSError):
         return True  # its task says what is wrong
 

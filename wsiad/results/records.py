@@ -267,7 +267,7 @@ def _check_there(task: SlideTask) -> None:
             f"has results, but {away[0]}",
             subject=task.slide.name,
             remedy=f"{away[1]} Then run the same command again, which takes its results as they "
-            "are.",
+            "are; so does wsiad export, without it.",
         )
 
 

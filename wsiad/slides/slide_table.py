@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -33,6 +33,8 @@ DAMAGED_THERE = "not assessed, as the file is damaged there"
 """Words in the reason of a slide whose damaged parts were left out."""
 NOT_IN_MASK = "of what may be tissue is not in its mask"
 """Words in the reason of a slide whose mask may lack much of the tissue."""
+FILE_AWAY = "its tiles are those of the file that was there"
+"""Words in the reason of a stored slide whose file is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +105,20 @@ class SlideTable(Generic[R]):
         return self._put.get(slide) or self._earlier.get(slide)
 
     def changed(self, rows: Iterable[R]) -> list[R]:
-        """Return the rows that are not as they were when the table was opened.
+        """Return the rows of slides on which something was done since the table was opened.
 
-        Slides that were complete before, and on which nothing was done, have the same row.
+        Other slides have the row of before, but for what is stated of them: label, split and notes.
         """
         kind = slide_table_kind(self._row)
-        return [
-            row
-            for row in rows
-            if (was := self._earlier.get(row.slide)) is None or kind.text([was]) != kind.text([row])
-        ]
+
+        def done(row: R) -> bool:
+            was = self._earlier.get(row.slide)
+            if was is None:
+                return True
+            stated = replace(was, label=row.label, split=row.split, reason=row.reason)
+            return kind.text([stated]) != kind.text([row])
+
+        return [row for row in rows if done(row)]
 
     def names(self) -> set[str]:
         """Return the slides that have a row by now, from any process."""
@@ -232,6 +238,11 @@ def partly_damaged(rows: Iterable[SlideRow]) -> list[SlideRow]:
 def partly_masked(rows: Iterable[SlideRow]) -> list[SlideRow]:
     """Return the rows of the slides that were read, and whose masks may lack much of the tissue."""
     return [row for row in rows if row.status != FAILED and NOT_IN_MASK in row.reason]
+
+
+def away(rows: Iterable[SlideRow]) -> list[SlideRow]:
+    """Return the rows of the slides whose files are away, and whose tiles are used all the same."""
+    return [row for row in rows if row.status != FAILED and FILE_AWAY in row.reason]
 
 
 def lost_rows(table: Path, slides: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from wsiad.slides.slide_table import (
     REPORT,
     R,
     SlideRow,
+    away,
     backends,
     failures,
     outcome,
@@ -85,6 +86,8 @@ class TileResult(BatchResult[TileRow]):
             lines.append(f"damaged parts were left out of {listed(names)}")
         if names := [row.slide for row in partly_masked(self.rows)]:
             lines.append(f"more tissue than was found may be on {listed(names)}; see their reasons")
+        if names := [row.slide for row in away(self.rows)]:
+            lines.append(f"the tiles stay in use, though the files are away, of {listed(names)}")
         return "\n".join(lines)
 
     @property

@@ -20,6 +20,7 @@ from wsiad.slides.scale import SAME_SCALE
 from wsiad.slides.slide_files import away_problem, slide_files, slide_fingerprint
 from wsiad.slides.slide_table import (
     FAILED,
+    FILE_AWAY,
     SLIDES_TABLE,
     UNUSABLE,
     SlideRow,
@@ -142,6 +143,8 @@ class TileTask(PreparedTask):
     stain: StainProfile | None = None
 
 
+_ANOTHER = "made from another"
+
 _kept: dict[tuple[object, ...], SlidePlan] = {}
 """The plan of the slide of which this process divided or wrote a part, for its next part. It has
 the 64 MB of its colour table."""
@@ -174,7 +177,8 @@ def _stored(task: TileTask) -> TileRow | None:
     if name not in store:
         return None
     stored = store.slide(name)
-    if problem := _changed(task.slide.path, stored.fingerprint, name=name):
+    note = _away(task, stored)
+    if not note and (problem := _changed(task.slide.path, stored.fingerprint)):
         raise StoreMismatchError(
             f"is in the store, {problem}",
             subject=name,
@@ -199,7 +203,7 @@ def _stored(task: TileTask) -> TileRow | None:
             remedy=f"Pass that option again, or delete {store.folder(name)} to tile a better copy.",
         )
     seconds = task.earlier.seconds if task.earlier else 0.0
-    return _row(task, store, seconds)
+    return _row(task, store, seconds, note=note)
 
 
 def _other_scale(task: TileTask, stored: StoredSlide) -> str:
@@ -217,30 +221,53 @@ def _other_scale(task: TileTask, stored: StoredSlide) -> str:
     return ""
 
 
-def _changed(path: Path, stored: str, *, name: str) -> str:
-    """Say how a slide differs from the one that was stored; empty if it does not.
+def looked_for(slide: SlideInput, store: TileStore) -> SlideInput:
+    """Return a slide of which only the file of its link is away as one whose file is away."""
+    dangling = slide.path.is_symlink() and not slide.path.exists()
+    return replace(slide, problem="") if dangling and slide.name in store else slide
+
+
+def _away(task: TileTask, stored: StoredSlide) -> str:
+    """Return a note that the file of a stored slide is away; empty if it is there.
+
+    Its tiles are used as long as nothing says that its name stands for another slide by now.
 
     Raises
     ------
     SlideOpenError
-        The file is not there, or a stub is in its place: nobody can tell whether it differs.
+        The file is away, and has another name than that of the tiles, or another slide was there
+        when it was last seen: nobody can tell whose label is stated now.
     """
-    if path.exists() and slide_fingerprint(path) == stored:
+    path, was, earlier = task.slide.path, stored.facts["slide"].get("file"), task.earlier
+    if path.exists() and slide_fingerprint(path) == stored.fingerprint:
         return ""
-    if (away := away_problem(path)) is not None:
-        raise SlideOpenError(
-            f"is in the store, but {away[0]}",
-            subject=name,
-            remedy=f"{away[1]} Then run the same command again; until then nothing uses its tiles.",
-        )
+    if (away := away_problem(path)) is None:
+        return ""
+    replaced = earlier and earlier.status == FAILED and _ANOTHER in earlier.reason
+    if path.name == was and not replaced:
+        return f"{away[0]}; {FILE_AWAY}"
+    other = f"{_ANOTHER} file than was last there, and " if replaced else "but "
+    named = "" if path.name == was else f"; or state the name {was!r}, by which it was tiled"
+    raise SlideOpenError(
+        f"is in the store, {other}{away[0]}",
+        subject=task.slide.name,
+        remedy=f"{away[1].removesuffix('.')}{named}. Then run the same command again; until then "
+        "nothing uses its tiles.",
+    )
+
+
+def _changed(path: Path, stored: str) -> str:
+    """Say how a slide differs from the one that was stored; empty if it does not."""
+    if slide_fingerprint(path) == stored:
+        return ""
     if len(slide_files(path)) > 1:
         if fingerprint(path) == stored:
             return (
                 "made by wsiad 0.1, which identified a slide of many files by the first one: "
                 "the others may have changed since"
             )
-        return "made from another slide of this name: a file of it was changed, added or removed"
-    return "made from another file of this name"
+        return f"{_ANOTHER} slide of this name: a file of it was changed, added or removed"
+    return f"{_ANOTHER} file of this name"
 
 
 def coordinates_of(task: TileTask) -> tuple[Path | None, str | None]:
@@ -309,7 +336,7 @@ def _keep(same: tuple[object, ...], plan: SlidePlan) -> None:
         _kept[same] = plan
 
 
-def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
+def _row(task: TileTask, store: TileStore, seconds: float, *, note: str = "") -> TileRow:
     from wsiad.tiling.verdict import colourless_note, damage_note, missing_note
     from wsiad.tissue.quality import in_words
 
@@ -320,6 +347,7 @@ def _row(task: TileTask, store: TileStore, seconds: float) -> TileRow:
     damaged = stored.facts.get("damaged", {"tiles": 0, "share": 0.0})
     kept = "stored, marked unusable" if "usable" in stored.group else "not stored"
     notes = [
+        note,
         stored.facts["slide"].get("spacing_note", ""),
         stored.reason,
         f"stains of the reference were used: {fallback}" if fallback and not stored.reason else "",

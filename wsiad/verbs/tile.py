@@ -32,6 +32,7 @@ from wsiad.store.batch_result import TileResult, tiling_record
 from wsiad.store.tile_task import (
     TileRow,
     TileTask,
+    looked_for,
     stored_slide,
     tile_one,
 )
@@ -118,6 +119,7 @@ def tile(config: TileConfig) -> TileResult:
         return TileResult(config.out, rows=(), preview=_preview(config, inputs, target))
     store = TileStore.create(config.out, preparation, target, compression=config.compression)
     write_config(config.out / CONFIG, config)
+    inputs = [looked_for(slide, store) for slide in inputs]
     table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     todo = sum(slide.name not in store and not slide.problem for slide in inputs)
     here = config.cluster is None and config.scheduler is None
@@ -163,13 +165,14 @@ def _preview(config: TileConfig, inputs: Sequence[SlideInput], target: dict[str,
 
     preparation = config.preparation()
     store = TileStore.made_alike(config.out, preparation, target, config.compression)
+    table = SlideTable(config.out / SLIDES_TABLE, TileRow)
     tasks = [
         TileTask(
-            slide=slide,
+            slide=looked_for(slide, store) if store else slide,
             store=config.out,
             preparation=preparation,
             target=target,
-            earlier=None,
+            earlier=table.get(slide.name),
             coords=config.coords,
             override_mpp=config.override_mpp,
         )
