@@ -48,6 +48,24 @@ def test_the_share_is_that_of_what_is_joined_to_tissue():
     assert share(field(np.s_[30:90, 120:140], apart)) == pytest.approx(20 / 100, abs=0.01)
 
 
+@pytest.mark.parametrize("light", [200, 150, 128, 110])
+def test_a_dark_scan_is_compared_with_its_own_glass(light):
+    def dimmed(*parts):
+        return (field(*parts) * (light / 243)).round().astype(np.uint8)
+
+    assert share(dimmed()) == 0
+    assert share(dimmed(np.s_[30:90, 120:140])) == pytest.approx(20 / 100, abs=0.01)
+
+
+def test_the_lightest_parts_of_dark_tissue_are_no_glass():
+    """Tissue without colour over the whole slide, of which a sixth has colour."""
+    rng = np.random.default_rng(3)
+    grey = np.kron(rng.uniform(100, 124, (30, 60)), np.ones((4, 4))) + rng.normal(0, 4, (120, 240))
+    image = grey.clip(0, 127)[..., None].repeat(3, axis=2)
+    image[30:90, 40:120] = stained(60, 80) * 0.5
+    assert share(image.astype(np.uint8)) == pytest.approx(5 / 6, abs=0.01)
+
+
 def test_less_than_a_twentieth_is_not_stated():
     assert share(field(np.s_[30:90, 120:123])) == 0
     assert share(field(np.s_[30:90, 120:126])) == pytest.approx(6 / 86, abs=0.01)

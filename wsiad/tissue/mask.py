@@ -291,7 +291,7 @@ def segment(rgb: RGB, valid: Mask, *, mpp: float, options: TissueOptions) -> Seg
     threshold = _threshold(smooth, stained, counted, options)
     mask = usable & (stained > threshold)
     del stained
-    dark = darker_than_glass(smooth, usable)
+    dark = darker_than_glass(smooth, usable, lit=True)  # it counts only beside colour
     del smooth
     clean = _cleaned(mask, mpp=mpp, options=options) & usable
     return Segments(

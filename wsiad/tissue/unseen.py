@@ -25,9 +25,15 @@ _GLASS_MIN = 128
 """Brightest channel below which a pixel is not glass in transmitted light."""
 _DARKER = 0.8
 """Share of the glass's brightness below which something is on it."""
+_AS_GLASS = 0.95
+"""Share of the glass's brightness from which a pixel may be glass too."""
+_EVEN_RANGE = 4
+"""Maximum difference of the brightest channel of dim glass within 3 × 3 pixels, grey levels."""
+_EVEN_PX = 5
+"""Edge of the squares of even pixels that glass is made of, pixels."""
 _MATTERS = 0.01
-"""Minimum share of a slide for specks with the colour of tissue to be more than dust, and for a
-piece to count however small it is in µm²."""
+"""Minimum share of a slide for specks with the colour of tissue to be more than dust, for a piece
+to count however small it is in µm², and for the lightest part to be glass."""
 _LEAST_COLOURLESS = 0.05
 """Share below which parts without colour beside tissue are not stated: twice the most of 171 slides
 of which the mask loses little (``docs/quality.md``)."""
@@ -122,16 +128,41 @@ def _is_colourless(rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]) ->
 
 
 def darker_than_glass(
-    rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_]
+    rgb: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_], *, lit: bool = False
 ) -> npt.NDArray[np.bool_]:
-    """Tell which usable pixels are darker than the glass, which is the lightest of them."""
+    """Tell which usable pixels are darker than the glass, which is the lightest of them.
+
+    Parameters
+    ----------
+    rgb : ndarray of uint8, (H, W, 3)
+    usable : ndarray of bool, (H, W)
+        True for the pixels that count.
+    lit : bool
+        True where light is known to come through the slide, as colours are seen on it: its lightest
+        part is then glass if it is even, however dark the scan.
+    """
     if not usable.any():
         return usable
     high = np.empty(usable.shape, np.uint8)
     for rows in bands(*usable.shape):
         high[rows] = brightest_channel(rgb[rows])
     glass = float(np.percentile(high[usable], 99))
-    return usable & (high < max(_DARKER * glass, _GLASS_MIN))
+    least = _DARKER * glass
+    if least < _GLASS_MIN and not (lit and _has_glass(high, usable, glass)):
+        least = _GLASS_MIN
+    return usable & (high < least)
+
+
+def _has_glass(
+    high: npt.NDArray[np.uint8], usable: npt.NDArray[np.bool_], brightness: float
+) -> bool:
+    """Tell whether what is about as bright is even, over more than gaps in tissue."""
+    kernel = np.ones((3, 3), np.uint8)
+    even = cv2.dilate(high, kernel) - cv2.erode(high, kernel) <= _EVEN_RANGE
+    even &= usable & (high >= _AS_GLASS * brightness)
+    square = np.ones((_EVEN_PX, _EVEN_PX), np.uint8)
+    together = cv2.morphologyEx(even.view(np.uint8), cv2.MORPH_OPEN, square)
+    return int(np.count_nonzero(together)) >= _MATTERS * int(np.count_nonzero(usable))
 
 
 def colourless_share(
