@@ -25,6 +25,8 @@ _GLASS_MIN = 128
 """Brightest channel below which a pixel is not glass in transmitted light."""
 _DARKER = 0.8
 """Share of the glass's brightness below which something is on it."""
+_WHITE = 253
+"""Brightest channel of a filling, with the error of JPEG."""
 _AS_GLASS = 0.95
 """Share of the glass's brightness from which a pixel may be glass too."""
 _EVEN_RANGE = 4
@@ -147,6 +149,11 @@ def darker_than_glass(
     for rows in bands(*usable.shape):
         high[rows] = brightest_channel(rgb[rows])
     glass = float(np.percentile(high[usable], 99))
+    if lit and glass >= _WHITE and (seen := usable & (high < _WHITE)).any():
+        # White may be what the scanner filled in beside a dim slide.
+        dim = float(np.percentile(high[seen], 99))
+        if _DARKER * dim < _GLASS_MIN and _has_glass(high, seen, dim):
+            return usable & (high < _DARKER * dim)
     least = _DARKER * glass
     if least < _GLASS_MIN and not (lit and _has_glass(high, usable, glass)):
         least = _GLASS_MIN
