@@ -98,6 +98,11 @@ def test_dump_and_read_back(tmp_path):
     [
         ("name: a\nscael: 1", "scael: unknown key .did you mean 'scale'"),
         ("name: a\ninner: {sise: 1}", "inner.sise: unknown key"),
+        (
+            "name: a\ninner.size: 4",
+            r"inner.size: a group of options is set as a whole.*'inner={size: 4}'",
+        ),
+        ("name: a\ninner.sise: 4", "inner.sise: unknown key"),
         ("scale: 1", "name: is required"),
         ("name: a\nscale: wide", "scale: 'wide' is not allowed; it should be a valid number"),
         ("name: a\nscale: .nan", "scale: .*finite"),

@@ -176,6 +176,8 @@ def test_what_does_not_fit_is_refused(stores, tmp_path):
         train(stores, out, anomalies=None)
     with pytest.raises(DetectorError, match=r"labels of anomalous slides, .* whole slides"):
         train(stores, out, detector="mil", options={}, anomalies=None)
+    with pytest.raises(DetectorError, match=r"one-class: learns from a reference set.*classes"):
+        train(stores, out, detector="one-class", options=COMPACT, anomalies=None)
     with pytest.raises(ConfigError, match="choose from `anomalies`"):
         train(stores, out, anomalies=None, anomaly_tiles=3)
     with pytest.raises(InputError, match=r"no slide to learn from with the label 'mitosis'"):
@@ -267,6 +269,24 @@ def test_report_says_what_was_seen_and_measures_on_what_was_not(stores, tmp_path
     assert "necrosis (not seen in training): tile AUROC" in result.summary
     assert "tumor (learnt from): tile AUROC" in result.summary
     assert "without 1 slide that was fitted on" in result.summary
+
+
+COMPACT = {"objective": "compact", "layers": ["features.3"], "places": 1, "steps": 2}
+
+
+def test_a_reference_set_is_not_called_anomalous(stores, tmp_path, caplog):
+    from wsiad.heatmaps.heatmap_task import HeatmapRow
+    from wsiad.report.remarks import general_notes
+    from wsiad.runs.run import RunFolder
+
+    run = tmp_path / "run"
+    result = train(stores, run, detector="one-class", options=COMPACT)
+    assert record(run)["notes"]["anomalies"]["labels_of"] == "reference"
+    assert "15 reference tiles of 3 slides, too: necrosis, tumor; none of them" in result.summary
+    notes = " ".join(general_notes([HeatmapRow("t1", "ok")], RunFolder.open(run).record()))
+    assert "15 reference tiles of 3 slides: necrosis, tumor. None of them counts as" in notes
+    for text in (result.summary, notes, caplog.text):
+        assert "anomalous tile" not in text
 
 
 def test_html_report_notes_the_types(stores, tmp_path):

@@ -67,6 +67,9 @@ def test_needs_depend_on_the_options():
     assert objective.needs({"objective": "noise"}) == ()
     slides = DetectorEntry("x", "", labels=True, labels_of="slides", network=True)
     assert slides.needs({"layers": {}}) == ("labels of slides (optional)",)
+    reference = DetectorEntry("x", "", labels_for="objective: compact", labels_of="reference")
+    assert reference.needs() == ("reference set (optional)",)
+    assert reference.needs({"objective": "compact"}) == ("reference set",)
 
 
 def test_json_states_what_the_text_does():
@@ -100,6 +103,13 @@ def test_a_preset_states_what_it_is_without_a_calibration():
     assert "--preset dpa-camelyon16 --calibration OTHER_HEALTHY" in said
     assert "adapted without --calibration: healthy slides are held out" in said
     assert "--calibration" not in detectors(name="padim").summary
+    assert "needs besides healthy tiles: network weights, GPU" in said
+
+
+def test_a_preset_states_what_it_needs():
+    for name, needs in (("doc", "reference set, network weights"), ("lsa", "GPU")):
+        assert f"needs besides healthy tiles: {needs}\n" in detectors(name=name).summary
+    assert "needs besides" not in detectors(name="texture-gmm").summary
 
 
 def test_a_detector_is_explained():
@@ -119,8 +129,9 @@ def test_the_list_states_whether_a_preset_needs_labels(name):
     cls = registry.load(preset.detector)
     learns = cls.learns_from_anomalies(build(cls.Options, preset.options))
     needs = {entry.name: entry for entry in inventory()}[preset.detector].needs(preset.options)
-    assert [need for need in needs if need.startswith("labels")] == (
-        [] if not learns else ["labels of slides" if cls.labels_of == "slides" else "labels"]
+    words = {"tiles": "labels", "slides": "labels of slides", "reference": "reference set"}
+    assert [need for need in needs if need in words.values()] == (
+        [words[cls.labels_of]] if learns else []
     )
 
 

@@ -67,6 +67,10 @@ def explained(
         kind = of_place[0]["type"]
         if kind == "extra_forbidden":
             known = _known_keys(cls, place[:-1])
+            if whole := _group_of(cls, place, of_place[0]["input"]):
+                problems.append(f"{key}: a group of options is set as a whole")
+                remedies.append(whole)
+                continue
             problems.append(f"{key}: unknown key{did_you_mean(str(place[-1]), known)}")
             parent = f" of {'.'.join(map(str, place[:-1]))}" if len(place) > 1 else ""
             remedies += [f"Known keys{parent}: {', '.join(known)}."] if known else []
@@ -109,6 +113,22 @@ def _problem(faults: Sequence[Mapping[str, Any]]) -> str:
     choices = _QUOTED.findall(" ".join(allowed))
     near = did_you_mean(faults[0]["input"], choices) if isinstance(faults[0]["input"], str) else ""
     return f"{given} is not allowed; it should be {' or '.join(dict.fromkeys(allowed))}{near}"
+
+
+def _group_of(
+    cls: type[pydantic.BaseModel], place: Sequence[int | str], value: object
+) -> str | None:
+    """Return how to set what a key with a dot means, if it begins with a group of options."""
+    group, _, key = str(place[-1]).partition(".")
+    known = _known_keys(cls, place[:-1])
+    if not key or group not in known or key not in _known_keys(cls, (*place[:-1], group)):
+        return None
+    shown = str(value)
+    shown = f"{shown[:_LONGEST]}…" if len(shown) > _LONGEST else shown
+    return (
+        f"Set {group} to {{{key}: {shown}}} with whatever else of it should not have its default; "
+        f"on a command line --option '{group}={{{key}: {shown}}}'."
+    )
 
 
 def _known_keys(cls: type[pydantic.BaseModel], place: Iterable[int | str]) -> list[str]:

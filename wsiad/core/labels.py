@@ -10,13 +10,18 @@ import difflib
 import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
 from wsiad.core.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+LabelsOf = Literal["tiles", "slides", "reference"]
+"""Subject of the labels that a detector learns from: anomalous tiles; slides that hold an anomaly,
+of which some tiles may be healthy; or a reference set beside the healthy tiles, other tissue or
+pictures of which none counts as anomalous."""
 
 NORMAL, TUMOUR = "normal", "tumor"
 """The labels to which other words are mapped."""

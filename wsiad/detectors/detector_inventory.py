@@ -10,14 +10,20 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+from wsiad.core.labels import LabelsOf
 from wsiad.detectors import registry
 
 _FOLDER = Path(__file__).parent
 _ROOT = "Detector"
 _NETWORK_FIELD = "backbone"
 _NETWORK_OPTIONS = "PerceptualOptions"
+_LABELS: Final[dict[LabelsOf, str]] = {
+    "tiles": "labels",
+    "slides": "labels of slides",
+    "reference": "reference set",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,7 @@ class DetectorEntry:
         One sentence; empty for a plug-in, which is not imported for the list.
     labels : bool or "needed"
         True if it can learn from labelled anomalies, ``"needed"`` if it must.
-    labels_of : {"tiles", "slides"}
+    labels_of : {"tiles", "slides", "reference"}
         Unit that these labels belong to.
     labels_for : str
         Option and value, such as ``objective: compact``, that need labels although most do not;
@@ -50,7 +56,7 @@ class DetectorEntry:
     name: str
     summary: str
     labels: bool | Literal["needed"] = False
-    labels_of: Literal["tiles", "slides"] = "tiles"
+    labels_of: LabelsOf = "tiles"
     labels_for: str = ""
     network: bool = False
     network_for: str = ""
@@ -61,7 +67,7 @@ class DetectorEntry:
         """Return what the detector needs besides healthy tiles, with some options set."""
         chosen = options or {}
         needs = []
-        unit = "labels of slides" if self.labels_of == "slides" else "labels"
+        unit = _LABELS[self.labels_of]
         if self.labels_for and options:
             option, _, value = self.labels_for.partition(": ")
             needs += [unit] if chosen.get(option) == value else []
@@ -128,7 +134,7 @@ class _Source:
             name,
             text,
             labels="needed" if labels == "needed" else labels is True,
-            labels_of="slides" if self._declared(cls, "labels_of") == "slides" else "tiles",
+            labels_of=_labels_of(self._declared(cls, "labels_of")),
             labels_for=str(self._declared(cls, "labels_for") or ""),
             network=_NETWORK_OPTIONS in lineage or self._has_field(lineage, _NETWORK_FIELD),
             network_for=str(self._declared(cls, "network_for") or ""),
@@ -173,3 +179,7 @@ class _Source:
         for node in self._classes[cls].body if cls in self._classes else ():
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 yield node.target.id, node.value
+
+
+def _labels_of(declared: object) -> LabelsOf:
+    return next((known for known in _LABELS if known == declared), "tiles")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsiad.core.errors import DetectorError
+from wsiad.core.labels import LabelsOf
 from wsiad.detectors._end_to_end import LabelledWindows
 from wsiad.detectors._features import TWO_DEPTHS, DefaultLayers
 from wsiad.detectors._patch_teachers import (
@@ -98,6 +99,7 @@ class EfficientAd(PatchTeacherDetector):
     Options: ClassVar[type[DetectorOptions]] = EfficientAdOptions
     options: EfficientAdOptions
     labels_for: ClassVar[str] = "penalty: outside"
+    labels_of: ClassVar[LabelsOf] = "reference"
 
     def drawn(self, seed: int) -> EfficientNetworks:
         """Return an untrained teacher, student and autoencoder."""

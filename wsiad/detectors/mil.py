@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiad.core.errors import DetectorError
+from wsiad.core.labels import LabelsOf
 from wsiad.core.terminal import Progress
 from wsiad.detectors._features import FeatureDetector
 from wsiad.detectors._labelled import LabelledOptions, standardisation
@@ -116,7 +117,7 @@ class MultipleInstances(FeatureDetector):
     Options: ClassVar[type[DetectorOptions]] = MilOptions
     options: MilOptions
     uses_anomalies: ClassVar[bool | Literal["needed"]] = "needed"
-    labels_of: ClassVar[Literal["tiles", "slides"]] = "slides"
+    labels_of: ClassVar[LabelsOf] = "slides"
     at_once: ClassVar[int] = _AT_ONCE
 
     def fit_vectors(self, vectors: Vectors) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from wsiad.core.errors import DetectorError
+from wsiad.core.labels import LabelsOf
 from wsiad.detectors._features import TWO_DEPTHS, DefaultLayers, FeatureDetector, FeatureOptions
 from wsiad.detectors._stored import BATCH, Vectors, finite
 from wsiad.detectors._trained import images
@@ -158,6 +159,7 @@ class OneClass(FeatureDetector):
     Options: ClassVar[type[DetectorOptions]] = OneClassOptions
     options: OneClassOptions
     labels_for: ClassVar[str] = "objective: compact"
+    labels_of: ClassVar[LabelsOf] = "reference"
 
     def __init__(self, options: DetectorOptions, spec: InputSpec) -> None:
         super().__init__(options, spec)

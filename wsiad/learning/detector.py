@@ -23,6 +23,7 @@ import pydantic
 
 from wsiad.core.config import UsedOptions
 from wsiad.core.geometry import Mpp, TilePx
+from wsiad.core.labels import LabelsOf
 from wsiad.learning.devices import Ranks
 from wsiad.learning.metrics import MetricsFollower
 
@@ -312,8 +313,8 @@ class Detector(ABC):
     """True if :attr:`FitContext.anomalies` is used, ``"needed"`` if it is required."""
     labels_for: ClassVar[str] = ""
     """Option and value with which they are needed, such as ``objective: compact``."""
-    labels_of: ClassVar[Literal["tiles", "slides"]] = "tiles"
-    """Subject of the anomalous tiles' labels; ``"slides"`` if a slide's tiles may be healthy."""
+    labels_of: ClassVar[LabelsOf] = "tiles"
+    """Subject of the labels that it learns from."""
     uses_ranks: ClassVar[bool] = False
     """True if several processes can fit it together."""
     remembers_tiles: ClassVar[bool] = False
@@ -327,8 +328,7 @@ class Detector(ABC):
     def learns_from_anomalies(cls, options: DetectorOptions) -> bool | Literal["needed"]:
         """Return :attr:`uses_anomalies`, or an answer that depends on these options."""
         option, _, value = cls.labels_for.partition(": ")
-        needed = option and getattr(options, option) == value
-        return "needed" if needed else cls.uses_anomalies
+        return "needed" if option and getattr(options, option) == value else cls.uses_anomalies
 
     @classmethod
     def input_size(cls, options: DetectorOptions, *, tile_px: int, mpp: float) -> int:

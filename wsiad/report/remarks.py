@@ -186,13 +186,17 @@ def general_notes(rows: list[HeatmapRow], record: RunRecord | None) -> Iterator[
     )
     learnt = record.notes.get("anomalies") if record else None
     if isinstance(learnt, dict):
-        slides = learnt.get("labels_of") == "slides"
-        what = "the labels" if slides else counted(learnt["tiles"], "anomalous tile", ",")
+        labels_of = learnt.get("labels_of")
+        noun = "reference tile" if labels_of == "reference" else "anomalous tile"
+        what = "the labels" if labels_of == "slides" else counted(learnt["tiles"], noun, ",")
         yield (
             f"The detector was also trained on {what} of "
-            f"{counted(len(learnt['slides']), 'slide')}: "
-            f"{', '.join(learnt['types'])}. Figures on these types do not show how well it finds "
-            "other types."
+            f"{counted(len(learnt['slides']), 'slide')}: {', '.join(learnt['types'])}. "
+            + (
+                "None of them counts as anomalous."
+                if labels_of == "reference"
+                else "Figures on these types do not show how well it finds other types."
+            )
         )
         if seen := sorted({row.slide for row in rows} & set(learnt["slides"])):
             yield f"The detector was trained on slides that are scored here: {', '.join(seen)}."

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from wsiad.core.config import Config
 from wsiad.core.errors import DetectorError, InputError
-from wsiad.core.labels import is_healthy, label_of, split_of
+from wsiad.core.labels import LabelsOf, is_healthy, label_of, split_of
 from wsiad.core.terminal import first_of
 from wsiad.slides.slide_table import SLIDES_TABLE, first_reasons, read_table
 from wsiad.store.tile_task import TileRow, unseen_slides
@@ -66,14 +66,14 @@ class AnomalySlides:
         By label, the slides and the sorted indices of their tiles.
     skipped : dict of str to str
         Reason why each of the other slides is not used.
-    labels_of : {"tiles", "slides"}
-        ``"slides"`` if only the slide is labelled, and any of its tiles may be healthy.
+    labels_of : {"tiles", "slides", "reference"}
+        What the labels are of; see :data:`~wsiad.core.labels.LabelsOf`.
     """
 
     store: TileStore
     types: dict[str, list[tuple[StoredSlide, npt.NDArray[np.int64]]]]
     skipped: dict[str, str]
-    labels_of: Literal["tiles", "slides"] = "tiles"
+    labels_of: LabelsOf = "tiles"
 
     @property
     def slides(self) -> list[StoredSlide]:
@@ -118,7 +118,7 @@ class AnomalySlides:
             "slides": [slide.name for slide in self.slides],
             "store": self.store.path.name,
             "fingerprint": f"sha256:{hashlib.sha256(content.encode()).hexdigest()}",
-            **({"labels_of": self.labels_of} if self.labels_of == "slides" else {}),
+            **({} if self.labels_of == "tiles" else {"labels_of": self.labels_of}),
             **({"slides_not_used": self.skipped} if self.skipped else {}),
         }
 
@@ -128,7 +128,7 @@ def check_use(
     uses: bool | Literal["needed"],
     anomalies: Path | None,
     *,
-    labels_of: Literal["tiles", "slides"] = "tiles",
+    labels_of: LabelsOf = "tiles",
 ) -> None:
     """Check that a detector gets anomalous tiles if it needs them, and only if it uses them.
 
@@ -155,6 +155,13 @@ def check_use(
                 remedy="Pass a tile store of whole slides that hold an anomaly as --anomalies; see "
                 "docs/families/slide-labels.md.",
             )
+        if labels_of == "reference":
+            raise DetectorError(
+                "learns from a reference set of other tissue or pictures too, but there is none",
+                subject=name,
+                remedy="Pass a tile store of it as --anomalies, whose labels are its classes; see "
+                f"wsiad detectors {name}.",
+            )
         raise DetectorError(
             "learns from labelled anomalous tiles, but there are none",
             subject=name,
@@ -170,7 +177,7 @@ def anomaly_slides(
     most: int | None,
     seed: int,
     usable: Usable,
-    labels_of: Literal["tiles", "slides"] = "tiles",
+    labels_of: LabelsOf = "tiles",
 ) -> AnomalySlides:
     """Choose anomalous slides and tiles of a store; a slide's label is its anomaly type.
 
@@ -189,7 +196,7 @@ def anomaly_slides(
     usable : callable
         Function of slides that returns the indices of tiles that pass the quality thresholds,
         by slide.
-    labels_of : {"tiles", "slides"}
+    labels_of : {"tiles", "slides", "reference"}
         What the labels are of; see :class:`AnomalySlides`.
 
     Raises

@@ -72,7 +72,7 @@ def detectors(config: DetectorsConfig) -> DetectorsResult:
     elif config.name in names:
         preset = load_preset(config.name)
         facts = _preset_facts(config.name, preset, entries)
-        text = "\n".join(_preset_text(config.name, preset))
+        text = "\n".join(_preset_text(config.name, preset, entries))
     else:
         known = sorted({*entries, *names})
         raise ConfigError(
@@ -156,8 +156,8 @@ def _preset_facts(
     return {"name": name, **facts, "needs": list(_needs(preset, entries))}
 
 
-def _preset_text(name: str, preset: Preset) -> Iterator[str]:
-    about = preset.about
+def _preset_text(name: str, preset: Preset, entries: Mapping[str, DetectorEntry]) -> Iterator[str]:
+    about, needs = preset.about, _needs(preset, entries)
     yield f"{name}: {about.system}"
     yield from _wrapped(about.paper, "  ")
     others = " --calibration OTHER_HEALTHY" if about.all_slides else ""
@@ -167,8 +167,8 @@ def _preset_text(name: str, preset: Preset) -> Iterator[str]:
             yield from _wrapped(f"{title}: {text}", "  ")
     if about.all_slides:
         yield from _wrapped(f"adapted without --calibration: {HELD_OUT}", "  ")
-    if about.gpu:
-        yield "  a useful training needs a GPU"
+    if needs:
+        yield f"  needs besides healthy tiles: {', '.join(needs)}"
     yield f"  detector: {preset.detector}"
     if preset.weights:
         yield f"  weights: {preset.weights}"

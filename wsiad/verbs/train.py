@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from wsiad.core.config import build, verb
 from wsiad.core.terminal import counted
@@ -198,15 +198,7 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
         if about.adapted != config.about.adapted:
             lines.append(f"adapted: {about.adapted[-1]}")
     if anomalies := run.notes.get("anomalies"):
-        tiles, slides = anomalies["tiles"], len(anomalies["slides"])
-        what = (
-            f"the labels of {counted(slides, 'anomalous slide')} with {counted(tiles, 'tile')}, "
-            "healthy or not"
-            if anomalies.get("labels_of") == "slides"
-            else f"{counted(tiles, 'anomalous tile')} of {counted(slides, 'slide')}"
-        )
-        types = ", ".join(anomalies["types"])
-        lines.append(f"trained on {what}: {types}; other types of anomaly were not seen")
+        lines.append(_seen(anomalies))
     if further := run.notes.get(HEALTHY_REGIONS):
         lines.append(f"fitted on as healthy, too: {counted(further['tiles'], 'further tile')}")
     weights = run.notes.get("weights")
@@ -215,3 +207,20 @@ def _summary(config: TrainConfig, run: MadeRun) -> str:
     if run.notes.get("inverted"):
         lines.append(f"WARNING: {run.notes['inverted']}")
     return "\n".join(lines)
+
+
+def _seen(anomalies: Mapping[str, Any]) -> str:
+    """Return a sentence on the labelled tiles of a run, of which its notes have an entry."""
+    tiles, slides = anomalies["tiles"], len(anomalies["slides"])
+    types, of = ", ".join(anomalies["types"]), counted(slides, "slide")
+    others = "other types of anomaly were not seen"
+    match anomalies.get("labels_of"):
+        case "slides":
+            labels = f"the labels of {counted(slides, 'anomalous slide')}"
+            with_tiles = f"with {counted(tiles, 'tile')}, healthy or not"
+            return f"trained on {labels} {with_tiles}: {types}; {others}"
+        case "reference":
+            what = f"{counted(tiles, 'reference tile')} of {of}"
+            return f"trained on {what}, too: {types}; none of them counts as anomalous"
+        case _:
+            return f"trained on {counted(tiles, 'anomalous tile')} of {of}: {types}; {others}"
