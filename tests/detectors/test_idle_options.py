@@ -263,3 +263,36 @@ def test_an_option_that_does_nothing_is_refused_in_one_line(name, given, message
     with pytest.raises(ConfigError, match=message) as error:
         build(registry.load(name).Options, given)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words", "mended"),
+    [
+        (
+            "reconstruction",
+            {"latent": "memory", "codes": 5},
+            "codes does nothing with latent: memory; leave it out, or set codes=512",
+            {"codes": 512},
+        ),
+        (
+            "density",
+            {"gaussians": 3, "autoencoder": "conv"},
+            'leave them out, or set autoencoder="dense", gaussians=4',
+            {"gaussians": 4, "autoencoder": "dense"},
+        ),
+        (
+            "reconstruction",
+            {"game": {"loss": "bce"}},
+            "latent_game: none; leave it out",
+            {"game": {}},
+        ),
+    ],
+)
+def test_an_idle_option_is_refused_with_a_way_out_that_also_replaces_a_presets(
+    name, given, words, mended
+):
+    options = registry.load(name).Options
+    with pytest.raises(ConfigError) as error:
+        build(options, given)
+    assert words in str(error.value)
+    build(options, given | mended)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -27,6 +28,7 @@ from wsiad.core import yaml_text
 from wsiad.core.config_faults import explained
 from wsiad.core.errors import ConfigError
 from wsiad.core.files import check_folder, write_text
+from wsiad.core.terminal import by_number
 
 CONFIG: Final = "config.yaml"
 """Name of the file, in the folder that a verb makes, of the verb's resolved configuration."""
@@ -250,10 +252,21 @@ class UsedOptions(Config):
     def _check_idle(self) -> Self:
         """Refuse options that do nothing, unless :func:`idle_options_allowed` holds."""
         if (idle := self.idle()) and not _STORED.get():
-            raise ValueError(
-                "; ".join(f"{name} does nothing with {why}" for name, why in idle.items())
-            )
+            said = [f"{name} does nothing with {why}" for name, why in idle.items()]
+            raise ValueError("; ".join([*said, self._way_out(list(idle))]))
         return self
+
+    def _way_out(self, idle: Sequence[str]) -> str:
+        """Return what to do about options that do nothing, which a preset can have set."""
+        own = {name: _default(type(self), name) for name in idle if "." not in name}
+        plain = [
+            f"{name}={json.dumps(value)}"
+            for name, value in own.items()
+            if value is None or isinstance(value, str | int | float)
+        ]
+        if len(plain) < len(idle):
+            return f"leave {by_number(len(idle), 'it', 'them')} out"
+        return f"leave {by_number(len(idle), 'it', 'them')} out, or set {', '.join(plain)}"
 
 
 class QuietOptions(Config):

@@ -202,7 +202,7 @@ def _explained(entry: DetectorEntry, presets: Mapping[str, Preset]) -> tuple[dic
         if option["choices"]:
             lines += _wrapped(f"one of {', '.join(map(str, option['choices']))}", "    ")
     for key, preset in presets.items():
-        lines += ["", *_preset_text(key, preset)]
+        lines += ["", *_preset_text(key, preset, {entry.name: entry})]
     return facts, "\n".join(lines)
 
 
