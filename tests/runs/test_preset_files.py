@@ -124,6 +124,7 @@ def test_the_resolved_configuration_is_complete_without_the_preset(tiny, tmp_pat
     [
         ({"preset": "tiy"}, "there is no preset 'tiy' (did you mean 'tiny'?)"),
         ({"preset": "../tiny"}, "there is no preset '../tiny'"),
+        ({"preset": "knn"}, "there is no preset 'knn', which is a method. Set --detector knn"),
         ({"preset": "tiny", "detector": "knn"}, "tiny is a setting of gaussian, not of knn"),
         ({"preset": "other", "about": ABOUT}, "with a configuration that describes a system"),
         ({"preset": 3}, "preset: 3 is not allowed"),

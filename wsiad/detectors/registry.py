@@ -83,7 +83,7 @@ def load(name: str) -> type[Detector]:
     known = names()
     raise DetectorError(
         f"there is no detector {name!r}{did_you_mean(name, known)}",
-        remedy=f"Choose one of {', '.join(known)}.",
+        remedy=f"Choose one of {', '.join(known)}; or set a published system as --preset.",
     )
 
 

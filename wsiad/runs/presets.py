@@ -134,7 +134,14 @@ def load_preset(name: str) -> Preset:
     """
     path = preset_folder() / f"{name}{_ENDING}"
     if not _NAME.fullmatch(name) or not path.is_file():
+        from wsiad.detectors import registry
+
         known = preset_names()
+        if known and name in registry.names():
+            raise ConfigError(
+                f"there is no preset {name!r}, which is a method",
+                remedy=f"Set --detector {name} in its place.",
+            )
         raise ConfigError(
             f"there is no preset {name[:_MOST_SHOWN]!r}{did_you_mean(name, known)}",
             remedy="See the list: wsiad detectors."
