@@ -223,7 +223,10 @@ def _other_scale(task: TileTask, stored: StoredSlide) -> str:
 
 def looked_for(slide: SlideInput, store: TileStore) -> SlideInput:
     """Return a slide of which only the file of its link is away as one whose file is away."""
-    dangling = slide.path.is_symlink() and not slide.path.exists()
+    try:
+        dangling = slide.path.is_symlink() and not slide.path.exists()
+    except OSError:  # a name that the file system does not take
+        return slide
     return replace(slide, problem="") if dangling and slide.name in store else slide
 
 
