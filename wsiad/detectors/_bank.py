@@ -19,7 +19,7 @@ import pydantic
 import torch
 from torch import Tensor
 
-from wsiad.detectors._byte_blocks import Blocks, compare
+from wsiad.detectors._byte_blocks import SIGN, Blocks, compare
 from wsiad.detectors._cells import (
     UNIT,
     Cells,
@@ -346,7 +346,7 @@ class _Search:
 
     def _by_bytes(self, held: Blocks, rows: Indices, starts: Indices) -> None:
         codes = self.coded.codes.numpy()
-        owns = 128 * codes.sum(axis=1, dtype=np.int32)
+        owns = SIGN * codes.sum(axis=1, dtype=np.int32)
 
         def compared(part: slice) -> None:
             compare(

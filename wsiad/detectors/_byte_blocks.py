@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from wsiad.core.compiled import BLOCK, CODE, GROUP, Bytes, byte_products, compiled
+from wsiad.core.compiled import BLOCK, CODE, GROUP, Bytes, Sums, byte_products, compiled
 from wsiad.detectors._cells import Doubles, Floats, Indices, enter, square_distance
 
 if TYPE_CHECKING:
     from wsiad.detectors._codes import Coded
 
-Numbers = npt.NDArray[np.int32]
-
-_SIGN = 128  # makes a byte with a sign one without
+SIGN = 128
+"""Number that makes a byte with a sign one without, when it is added."""
 _NEVER = np.int32(1 << 30)  # more than any sum
 _LARGEST = float(1 << 27)  # more than any square of a distance of codes
 _ABSENT = -(1 << 30)  # sums of codes that only fill a block
@@ -49,7 +48,7 @@ class Blocks(NamedTuple):
     """
 
     values: Bytes
-    sums: Numbers
+    sums: Sums
     begins: Indices
     starts: Indices
     order: Indices
@@ -64,7 +63,7 @@ class Blocks(NamedTuple):
         begins = np.concatenate([[0], np.cumsum(-(-sizes // BLOCK))])
         places = np.arange(len(order)) + np.repeat(BLOCK * begins[:-1] - starts[:-1], sizes)
         filled = np.zeros((BLOCK * begins[-1], CODE), np.uint8)
-        filled[places] = coded.codes.numpy().view(np.uint8) ^ np.uint8(_SIGN)
+        filled[places] = coded.codes.numpy().view(np.uint8) ^ np.uint8(SIGN)
         sums = np.full(len(filled), _ABSENT, np.int32)
         sums[places] = -(coded.squares.astype(np.int32) >> 1)
         fours = filled.reshape(-1, BLOCK, CODE // 4, 4).transpose(0, 2, 1, 3)
@@ -95,7 +94,7 @@ def compare(
     asked: Floats,
     bank: Floats,
     codes: npt.NDArray[np.int8],
-    owns: Numbers,
+    owns: Sums,
     lengths: Floats,
     errors: Floats,
     rows: Indices,
@@ -110,7 +109,7 @@ def compare(
 
     Vectors ``asked``, of which those from ``first`` to ``last`` are searched, have ``codes`` whose
     squared lengths are ``lengths``, whose errors are ``errors``, and whose numbers add up to
-    ``owns`` / 128. With a cell, those of ``rows`` from the cell's number in ``places`` on are
+    ``owns`` / ``SIGN``. With a cell, those of ``rows`` from the cell's number in ``places`` on are
     compared, in increasing order. For ``best`` and ``found`` see
     :func:`~wsiad.detectors._cells.enter`.
     """
